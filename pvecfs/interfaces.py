@@ -1,0 +1,205 @@
+"""The seams between the rooms of pvecfs, with their contracts.
+
+Threads, in one paragraph: the I{reactor thread} owns the newest tree and all replication. The I{store thread} owns SQLite.
+The I{FUSE threads} read committed, immutable trees and hand changes to the reactor. Whoever calls an interface
+marked "any thread" needs no lock; all others are called on the reactor thread. See C{docs/threads.md}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from pvecfs.tree.changes import Change
+    from pvecfs.tree.tree import Delta, Tree
+
+
+class Acknowledge(Protocol):
+    """Takes the outcome of a proposed change, exactly once, on any thread; it neither blocks nor raises.
+
+    The outcome is a result that is not negative (bytes written, or 0), or a negative errno.
+    """
+
+    def __call__(self, outcome: int, /) -> None: ...
+
+
+Settled = Callable[[Exception | None], None]
+"""Told how a commit ended: C{None} when it is in the database, else what failed. Called on the store's thread."""
+
+
+class IProposer(Interface):
+    """Propose a change of the tree: to the cluster where there is one, straight to the tree in local mode."""
+
+    def propose(change: Change, acknowledge: Acknowledge, by_mount: bool = False) -> None:
+        """Submit C{change}; reactor thread only, returns at once.
+
+        1. The checks "where a change is submitted" (10-tree.md) run first; a refused change is never sent.
+        2. The change is applied in the cluster's order, and committed.
+        3. Only then is C{acknowledge} called: with the result, or -errno: what the tree answered, EACCES without
+           quorum, EBUSY when the group cannot be reached, EIO (outcome unknown) at the operation's deadline,
+           ENOSPC or EIO when the database failed.
+
+        @param by_mount: the change comes from this node's mount, so that the kernel knows of it already.
+        """
+
+    def synchronise(acknowledge: Acknowledge) -> None:
+        """Put everything acknowledged so far on stable storage (fsync), then call C{acknowledge} with 0 or -errno."""
+
+
+class IStore(Interface):
+    """The database. One thread of its own; the methods return at once."""
+
+    def load() -> Deferred[Tree]:
+        """Open the database, creating it when there is none, and read the tree.
+
+        @return: fires on the reactor thread; fails with L{pvecfs.tree.errors.TreeDefect} (rows that are no tree) or
+            C{StoreError} (not a database, unreadable, no room); the file is then as it was.
+        """
+
+    def commit(delta: Delta, settled: Settled) -> None:
+        """Commit C{delta}. What is handed over while a commit runs goes into the next one, as one transaction.
+
+        C{settled} is called for each delta in the order of the calls, on the store's thread: with None when the
+        transaction that holds it is committed. When one fails, it and every delta handed over since fail, the
+        database is as it was before, and everything fails until L{recover} succeeded.
+        """
+
+    def synchronise(settled: Settled) -> None:
+        """Put all commits made so far on stable storage."""
+
+    def recover(tree: Tree) -> Deferred[None]:
+        """After a failed commit: try again to write, leaving the database equal to C{tree}.
+
+        @return: fires when commits work again; fails with C{StoreError} while they do not.
+        """
+
+    def close() -> Deferred[None]:
+        """Finish the commits handed over, checkpoint, close."""
+
+
+class INodeView(Interface):
+    """What the mount and the IPC service read. Any thread; never waits."""
+
+    tree = Attribute("Tree: the newest committed tree, immutable.")
+    quorate = Attribute("bool: True in local mode, and while corosync says that this partition may write.")
+    node_name = Attribute("bytes: this node's name.")
+    max_bytes = Attribute("int: limit of the file system's data, bytes.")
+    max_entries = Attribute("int: limit of the number of entries, root included.")
+
+    def document(name: bytes) -> bytes:
+        """The content, at this moment, of the special file C{name}: C{b".version"}, C{b".members"}, C{b".vmlist"},
+        C{b".clusterlog"}, C{b".rrd"} (without the final NUL) or C{b".debug"}.
+
+        @raise KeyError: no such document.
+        """
+
+    def set_debug(enabled: bool) -> None:
+        """Switch verbose logging."""
+
+
+class IKernelCache(Interface):
+    """What the kernel remembers of the mount, to be told of changes it cannot know. Any thread, never blocks:
+    the work happens on a thread that holds no lock and that nobody waits for."""
+
+    def changed(before: Tree, after: Tree, delta: Delta) -> None:
+        """The published tree went from C{before} to C{after} by C{delta}, not by a call through this mount."""
+
+    def modes_changed() -> None:
+        """Quorum was won or lost: every mode is different now."""
+
+
+class IStatus(Interface):
+    """Status values and the cluster log of this node and the others (40-status.md). Reactor thread only."""
+
+    def set_value(key: bytes, value: bytes) -> None:
+        """Set C{key} of this node and tell the others; an empty value removes it.
+
+        @raise OperationError: EFBIG above 32 KiB, ENOMEM for a malformed C{nodeip} or C{rrd/} value.
+        """
+
+    def value(key: bytes, node: bytes) -> bytes:
+        """The value of C{key} on C{node}; an empty C{node} is this one.
+
+        @raise OperationError: ENOENT.
+        """
+
+    def log(priority: int, ident: bytes, tag: bytes, message: bytes, pid: int) -> None:
+        """Put an entry into the cluster log, here and on the other nodes. Strings come without NUL."""
+
+    def log_document(limit: int, ident: bytes) -> bytes:
+        """The newest C{limit} (0: 50) entries as JSON; of one C{ident} unless that is empty."""
+
+
+class IRoundRobinSink(Interface):
+    """Where RRD updates go."""
+
+    def update(key: bytes, value: bytes) -> None:
+        """Store C{value} (text, columns joined by ':', without NUL) under C{key} (without C{rrd/}). Never blocks or
+        raises; unknown or malformed keys are logged once a call and otherwise ignored."""
+
+
+class IGroupListener(Interface):
+    """Told what happens in a process group, in the cluster's order."""
+
+    def joined_as(member: object) -> None:
+        """A connection is open and asked to join; C{member} is our own (node id, process id) there."""
+
+    def membership_changed(members: Sequence[object], left: Sequence[object], joined: Sequence[object]) -> None:
+        """The group's members are now C{members}."""
+
+    def message_delivered(sender: object, message: bytes) -> None:
+        """C{message} was delivered, sent by C{sender}; our own messages too."""
+
+    def connection_lost(reason: Exception) -> None:
+        """The connection to corosync is gone; the group connection is closed and must be opened anew."""
+
+
+class IGroupConnection(Interface):
+    """A connection to one closed process group of corosync."""
+
+    def open(listener: IGroupListener) -> None:
+        """Connect and ask to join. The order is: C{joined_as}, then C{membership_changed} and C{message_delivered}.
+
+        @raise CorosyncUnavailable: corosync does not run, or does not answer now. Try again later.
+        """
+
+    def leave() -> None:
+        """Ask to leave the group, keeping the connection: the membership change without us says when it happened.
+
+        @raise CorosyncUnavailable: the connection is gone.
+        """
+
+    def join() -> None:
+        """Join again, after L{leave}.
+
+        @raise CorosyncUnavailable: the connection is gone.
+        """
+
+    def multicast(message: bytes) -> None:
+        """Send C{message} to the group, agreed order.
+
+        @raise TryAgain: corosync takes no message now.
+        @raise CorosyncUnavailable: the connection is gone.
+        """
+
+    def close() -> None:
+        """Disconnect, whatever the state; idempotent; nothing is told to the listener any more."""
+
+
+class IQuorumListener(Interface):
+    """Told of quorum."""
+
+    def quorum_changed(quorate: bool, node_ids: Sequence[int]) -> None:
+        """This partition, of nodes C{node_ids}, may write or not. A lost connection means C{(False, ())}."""
+
+
+class IClusterConfigListener(Interface):
+    """Told of the cluster's configuration."""
+
+    def configuration_read(configuration: object) -> None:
+        """C{configuration} is a L{pvecfs.replica.status.ClusterConfiguration}, newly read from cmap."""

@@ -1,0 +1,60 @@
+"""The changes that a tree knows, as data.
+
+Paths are bytes, components separated by ``/``, empty components ignored, no leading ``/`` needed. Writer (node id)
+and time (seconds, the sender's clock) do not belong to the change: they come with its message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make an empty file."""
+
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Write C{data} at C{offset} (bytes). With C{truncate} the file ends at offset + len(data) exactly."""
+
+    path: bytes
+    data: bytes
+    offset: int = 0
+    truncate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mkdir:
+    """Make an empty directory."""
+
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove a file or an empty directory."""
+
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Give the entry at C{path} the path C{to}, replacing what is there."""
+
+    path: bytes
+    to: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SetMtime:
+    """Set the modification time (seconds since 1970, cut to u32). For locks: renew, or with 0 ask for release."""
+
+    path: bytes
+    mtime: int
+
+
+Change = Union[Create, Write, Mkdir, Delete, Rename, SetMtime]

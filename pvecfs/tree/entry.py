@@ -1,0 +1,108 @@
+"""One entry of the tree: a file or a directory with its metadata. Immutable, so that any thread may hold it."""
+
+from __future__ import annotations
+
+import struct
+from hashlib import sha256
+
+DT_DIR = 4
+DT_REG = 8
+
+ROOT_INODE = 0
+
+_DIGEST_HEAD = struct.Struct("<QIIIBQ")
+_CHECKSUM_HEAD = struct.Struct("<QQIIIBQ")
+
+
+class Entry:
+    """An entry (10-tree.md, "Entry").
+
+    @ivar inode: u64, unique; 0 is the root.
+    @ivar parent: u64, inode of the directory that holds it; 0 for the root and its children.
+    @ivar version: u64, tree version of its last change.
+    @ivar writer: u32, id of the node that made the last change, 0 in local mode.
+    @ivar mtime: u32, seconds since 1970.
+    @ivar type: L{DT_DIR} or L{DT_REG}.
+    @ivar name: one path component; empty for the root.
+    @ivar data: content of a file; empty for directories.
+    """
+
+    __slots__ = ("_digest", "data", "inode", "mtime", "name", "parent", "type", "version", "writer")
+
+    def __init__(
+        self,
+        inode: int,
+        parent: int,
+        version: int,
+        writer: int,
+        mtime: int,
+        type: int,
+        name: bytes,
+        data: bytes = b"",
+    ) -> None:
+        self.inode = inode
+        self.parent = parent
+        self.version = version
+        self.writer = writer
+        self.mtime = mtime
+        self.type = type
+        self.name = name
+        self.data = data
+        self._digest: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of data; 0 for directories."""
+        return len(self.data)
+
+    @property
+    def is_directory(self) -> bool:
+        return self.type == DT_DIR
+
+    def digest(self) -> bytes:
+        """The entry digest of the index: 32 bytes, computed once."""
+        if self._digest is None:
+            self._digest = sha256(
+                _DIGEST_HEAD.pack(self.version, self.writer, self.mtime, len(self.data), self.type, self.parent)
+                + self.name
+                + self.data
+            ).digest()
+        return self._digest
+
+    def checksum_fields(self) -> bytes:
+        """The bytes by which this entry enters the tree checksum and the lock checksum (without its data)."""
+        return (
+            _CHECKSUM_HEAD.pack(
+                self.inode, self.version, self.writer, self.mtime, len(self.data), self.type, self.parent
+            )
+            + self.name
+        )
+
+    def lock_checksum(self) -> bytes:
+        """SHA-256 over inode, version, writer, mtime, size, type, parent, name, data: 32 bytes."""
+        return sha256(self.checksum_fields() + self.data).digest()
+
+    def _key(self) -> tuple[object, ...]:
+        return (
+            self.inode,
+            self.parent,
+            self.version,
+            self.writer,
+            self.mtime,
+            self.type,
+            self.name,
+            self.data,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entry) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((self.inode, self.version))
+
+    def __repr__(self) -> str:
+        kind = "dir" if self.type == DT_DIR else "file"
+        return (
+            f"<Entry {self.inode} {kind} {self.name!r} in {self.parent}, version {self.version}, "
+            f"writer {self.writer}, mtime {self.mtime}, {len(self.data)} bytes>"
+        )
