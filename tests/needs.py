@@ -1,0 +1,48 @@
+"""What a test needs of its machine. Elsewhere it is skipped with the reason; under C{CI=true} a missing thing is a failure."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import shutil
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def _needs(missing: str | None) -> Callable[[T], T]:
+    """Mark a test case class or method as skipped when something is C{missing}, except in CI, where it then fails by itself."""
+
+    def mark(case: T) -> T:
+        if missing is not None and os.environ.get("CI") != "true":
+            case.skip = missing  # type: ignore[attr-defined]  # trial reads this attribute of classes and functions
+        return case
+
+    return mark
+
+
+def needs_root() -> Callable[[T], T]:
+    return _needs(None if os.geteuid() == 0 else "needs root")
+
+
+def needs_fuse() -> Callable[[T], T]:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return _needs("needs /dev/fuse")
+    if shutil.which("fusermount3") is None or ctypes.util.find_library("fuse3") is None:
+        return _needs("needs libfuse 3 and fusermount3")
+    return _needs(None)
+
+
+def needs_corosync() -> Callable[[T], T]:
+    if os.geteuid() != 0:
+        return _needs("needs root, to run corosync in network namespaces")
+    if shutil.which("corosync") is None or ctypes.util.find_library("cpg") is None:
+        return _needs("needs corosync and libcpg")
+    if shutil.which("ip") is None:
+        return _needs("needs iproute2")
+    return _needs(None)
+
+
+def needs_libqb() -> Callable[[T], T]:
+    return _needs(None if ctypes.util.find_library("qb") is not None else "needs libqb")
