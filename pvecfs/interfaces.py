@@ -82,6 +82,31 @@ class IStore(Interface):
         """Finish the commits handed over, checkpoint, close."""
 
 
+class ILedger(Interface):
+    """Commits what was applied, publishes it, then acknowledges it: in the order of the calls. Reactor thread only."""
+
+    newest = Attribute("Tree: the newest applied tree, committed or not yet.")
+    writable = Attribute("bool: False from a failed commit until the database could be written again.")
+
+    def commit(delta: Delta, acknowledge: Acknowledge | None = None, outcome: int = 0, by_mount: bool = False) -> None:
+        """C{delta.tree} is the newest tree now. Once its rows are committed it is published, the kernel is told unless
+        C{by_mount}, and C{acknowledge(outcome)} is called. If the commit fails, C{acknowledge(-errno)}, and the
+        listener's C{commit_failed} is called on the reactor thread with the last committed tree."""
+
+    def settle(acknowledge: Acknowledge, outcome: int) -> None:
+        """Call C{acknowledge(outcome)} after everything handed over so far was committed and acknowledged."""
+
+
+class ILedgerListener(Interface):
+    """Told of the ledger's misfortunes. Reactor thread."""
+
+    def commit_failed(errno: int, committed: Tree) -> None:
+        """The database refused a commit; C{committed} is the newest tree again. The node is read-only from now on."""
+
+    def recovered() -> None:
+        """The database takes commits again and holds the committed tree."""
+
+
 class INodeView(Interface):
     """What the mount and the IPC service read. Any thread; never waits."""
 
