@@ -1,0 +1,18 @@
+"""What the store raises."""
+
+from __future__ import annotations
+
+import os
+
+
+class StoreError(OSError):
+    """The database cannot be used as asked. The message is one line that names the file.
+
+    @ivar errno: a positive errno value: what a change that waits for its commit is to be answered.
+    """
+
+    def __init__(self, errno: int, why: str = "") -> None:
+        super().__init__(errno, why or os.strerror(errno))
+
+    def __str__(self) -> str:
+        return str(self.strerror)
