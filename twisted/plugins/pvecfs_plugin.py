@@ -1,0 +1,10 @@
+"""Tells twistd of C{twistd pvecfs}: data only, as every plugin of Twisted."""
+
+from twisted.application.service import ServiceMaker
+
+pvecfs = ServiceMaker(
+    "pvecfs",
+    "pvecfs.tap",
+    "The replicated configuration filesystem of a virtualisation cluster.",
+    "pvecfs",
+)
