@@ -7,7 +7,6 @@ and time (seconds, the sender's clock) do not belong to the change: they come wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +56,4 @@ class SetMtime:
     mtime: int
 
 
-Change = Union[Create, Write, Mkdir, Delete, Rename, SetMtime]
+Change = Create | Write | Mkdir | Delete | Rename | SetMtime
