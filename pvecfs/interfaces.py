@@ -1,7 +1,7 @@
 """The seams between the rooms of pvecfs, with their contracts.
 
-Threads, in one paragraph: the I{reactor thread} owns the newest tree and all replication. The I{store thread} owns SQLite.
-The I{FUSE threads} read committed, immutable trees and hand changes to the reactor. Whoever calls an interface
+Threads, in one paragraph: the I{reactor thread} owns the newest tree and all replication. The I{store thread} owns
+SQLite. The I{FUSE threads} read committed, immutable trees and hand changes to the reactor. Whoever calls an interface
 marked "any thread" needs no lock; all others are called on the reactor thread. See C{docs/threads.md}.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from twisted.application.service import IService
 from twisted.python import usage
@@ -56,12 +57,12 @@ class Options(usage.Options):
         "Mounts the cluster's configuration filesystem, kept in an SQLite database and, in a cluster, "
         "replicated over corosync. Without root it runs in local mode (--local), with paths of your own."
     )
-    optFlags = [
+    optFlags: ClassVar = [
         ["local", "l", "Force local mode: ignore corosync.conf, assume quorum."],
         ["debug", "d", "Start with verbose logging."],
         ["no-ipc", None, "Offer no libqb service."],
     ]
-    optParameters = [
+    optParameters: ClassVar = [
         ["mountpoint", None, "/etc/pve", "Where to mount.", path],
         ["state-dir", None, "/var/lib/pve-cluster", "Holds config.db and its lock file.", path],
         ["run-dir", None, "/run/pve-cluster", "Holds the restart flag.", path],

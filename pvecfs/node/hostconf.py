@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
+
+from pvecfs.log import logger
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
+
+_log = logger("corosync_conf")
 
 TREE_NAME = b"corosync.conf"
 """Name of the cluster's configuration in the root of the tree. A tree without it means local mode."""
@@ -39,8 +42,6 @@ class HostConfiguration:
     @param in_thread: calls a function in a thread and returns a Deferred (C{deferToThread}): files may block.
     @param run: starts a command and does not wait for it.
     """
-
-    _log = Logger("pvecfs.corosync_conf")
 
     def __init__(
         self,
@@ -74,10 +75,10 @@ class HostConfiguration:
             return None
         version, old_version = configuration_version(content), configuration_version(old)
         if version == 0:
-            self._log.error("corosync.conf of the cluster has no config_version, {path} is left as it is", path=self._path)
+            _log.error("corosync.conf of the cluster has no config_version, {path} is left as it is", path=self._path)
             return None
         if version < old_version:
-            self._log.error(
+            _log.error(
                 "local corosync.conf is newer: {path} has version {old}, the cluster's {new}",
                 path=self._path,
                 old=old_version,
@@ -85,7 +86,7 @@ class HostConfiguration:
             )
             return None
         replace_file(self._path, content)
-        self._log.info("wrote new corosync config {path}, version {new}", path=self._path, new=version)
+        _log.info("wrote new corosync config {path}, version {new}", path=self._path, new=version)
         return old_version
 
     def _replaced(self, old_version: int | None, reload: bool) -> None:
@@ -93,7 +94,7 @@ class HostConfiguration:
             self._reactor.callLater(RELOAD_DELAY, self._run, RELOAD_COMMAND)
 
     def _failed(self, failure: Failure) -> None:
-        self._log.error("cannot update {path}: {reason}", path=self._path, reason=failure.getErrorMessage())
+        _log.error("cannot update {path}: {reason}", path=self._path, reason=failure.getErrorMessage())
 
 
 def replace_file(path: Path, content: bytes) -> None:

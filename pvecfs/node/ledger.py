@@ -8,10 +8,10 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from pvecfs.interfaces import Acknowledge, IKernelCache, ILedger, ILedgerListener, IStore
+from pvecfs.log import logger
 from pvecfs.node.view import NodeView
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     class LedgerReactor(IReactorFromThreads, IReactorTime):
         """What the ledger wants of a reactor."""
 
+
+_log = logger("ledger")
 
 RECOVERY_INTERVAL = 2.0
 """Seconds between two attempts to write to a database that refused a commit."""
@@ -60,8 +62,6 @@ class Ledger:
     @ivar kernel_cache: told of published changes that did not come through the mount.
     @ivar listener: told when the database refuses a commit, and when it takes them again.
     """
-
-    _log = Logger("pvecfs.ledger")
 
     def __init__(self, reactor: LedgerReactor, store: IStore, view: NodeView) -> None:
         self.newest: Tree = view.tree
@@ -151,19 +151,19 @@ class Ledger:
         self._failure = errno_of(failure)
         self.newest = self._view.tree
         self._view.writable_changed(False)
-        self._log.critical("the database refuses changes, this node is read-only: {failure}", failure=failure)
+        _log.critical("the database refuses changes, this node is read-only: {failure}", failure=failure)
         self.listener.commit_failed(self._failure, self.newest)
         self._reactor.callLater(RECOVERY_INTERVAL, self._try_again)
 
     def _try_again(self) -> None:
         def succeeded(_: None) -> None:
             self.writable = True
-            self._log.info("the database takes changes again")
+            _log.info("the database takes changes again")
             self._view.writable_changed(True)
             self.listener.recovered()
 
         def failed(reason: object) -> None:
-            self._log.debug("the database still refuses changes: {reason}", reason=reason)
+            _log.debug("the database still refuses changes: {reason}", reason=reason)
             self._reactor.callLater(RECOVERY_INTERVAL, self._try_again)
 
         recovering: Deferred[None] = self._store.recover(self._view.tree)

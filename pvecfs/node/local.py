@@ -10,7 +10,7 @@ from zope.interface import implementer
 from pvecfs.interfaces import Acknowledge, IProposer
 from pvecfs.node.ledger import Ledger
 from pvecfs.tree.admission import Limits, admit
-from pvecfs.tree.changes import Change, SetMtime
+from pvecfs.tree.changes import Change
 from pvecfs.tree.errors import OperationError
 from pvecfs.tree.locks import LockClocks
 

@@ -1,0 +1,99 @@
+"""The host's corosync.conf follows the cluster's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from pvecfs.node.hostconf import RELOAD_COMMAND, RELOAD_DELAY, HostConfiguration, configuration_version
+
+
+def conf(version: int, note: str = "") -> bytes:
+    return f"totem {{\n  config_version: {version}\n  # {note}\n}}\n".encode()
+
+
+def at_once(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+    """Stands for deferToThread."""
+    return execute(function, *arguments)
+
+
+class ConfigurationVersion(SynchronousTestCase):
+    def test_first_one_counts(self) -> None:
+        self.assertEqual(configuration_version(b"config_version : 7\nconfig_version: 9"), 7)
+
+    def test_none(self) -> None:
+        self.assertEqual(configuration_version(b"config_version: x"), 0)
+
+
+class HostConfigurationTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.clock = Clock()
+        self.commands: list[tuple[str, ...]] = []
+        self.host = HostConfiguration(self.clock, str(self.path), at_once, self.commands.append)
+        self.lines: list[LogEvent] = []
+        globalLogPublisher.addObserver(self.lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.lines.append)
+
+    def logged(self) -> list[str]:
+        return [
+            str(event["log_format"]) for event in self.lines if event.get("log_namespace") == "pvecfs.corosync_conf"
+        ]
+
+    def test_newer_replaces(self) -> None:
+        self.path.write_bytes(conf(3))
+        self.successResultOf(self.host.tree_changed(conf(4), reload=True))
+        self.assertEqual(self.path.read_bytes(), conf(4))
+        self.assertEqual(os.stat(self.path).st_mode & 0o7777, 0o644)
+        self.assertEqual(self.commands, [])
+        self.clock.advance(RELOAD_DELAY)
+        self.assertEqual(self.commands, [RELOAD_COMMAND])
+
+    def test_same_version_other_content_replaces(self) -> None:
+        self.path.write_bytes(conf(3, "old"))
+        self.successResultOf(self.host.tree_changed(conf(3, "new"), reload=False))
+        self.assertEqual(self.path.read_bytes(), conf(3, "new"))
+
+    def test_older_is_refused(self) -> None:
+        self.path.write_bytes(conf(5))
+        self.successResultOf(self.host.tree_changed(conf(4), reload=True))
+        self.assertEqual(self.path.read_bytes(), conf(5))
+        self.clock.advance(10)
+        self.assertEqual(self.commands, [])
+        self.assertIn("local corosync.conf is newer", self.logged()[0])
+
+    def test_without_version_is_refused(self) -> None:
+        self.successResultOf(self.host.tree_changed(b"totem {}\n", reload=True))
+        self.assertFalse(self.path.exists())
+        self.assertEqual(len(self.logged()), 1)
+
+    def test_new_file_needs_no_reload(self) -> None:
+        self.successResultOf(self.host.tree_changed(conf(1), reload=True))
+        self.assertEqual(self.path.read_bytes(), conf(1))
+        self.clock.advance(10)
+        self.assertEqual(self.commands, [])
+
+    def test_change_of_another_node_does_not_reload(self) -> None:
+        self.path.write_bytes(conf(3))
+        self.successResultOf(self.host.tree_changed(conf(4), reload=False))
+        self.clock.advance(10)
+        self.assertEqual(self.commands, [])
+
+    def test_equal_content_is_left_alone(self) -> None:
+        self.path.write_bytes(conf(3))
+        before = os.stat(self.path)
+        self.successResultOf(self.host.tree_changed(conf(3), reload=True))
+        self.assertEqual(os.stat(self.path).st_ino, before.st_ino)
+
+    def test_unwritable_is_logged(self) -> None:
+        self.path.mkdir()
+        self.successResultOf(self.host.tree_changed(conf(3), reload=True))
+        self.assertIn("cannot update", self.logged()[0])
+        self.assertEqual([name for name in os.listdir(self.path.parent) if name.endswith(".pvecfs")], [])
