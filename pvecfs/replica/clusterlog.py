@@ -282,11 +282,15 @@ class ClusterLog:
         @return: whether it went in.
         """
         key = (entry.time, entry.uid)
-        if key <= self._newest.get(entry.node_digest, (-1, 0)):
+        if key <= self.newest_of(entry.node_digest):
             return False
         self._newest[entry.node_digest] = key
         self._append(entry)
         return True
+
+    def newest_of(self, node_digest: int) -> tuple[int, int]:
+        """(time, uid) of the newest entry known of a node, less than any when none is."""
+        return self._newest.get(node_digest, (-1, -1))
 
     def _append(self, entry: LogEntry) -> None:
         lap = self._entries[-1][0] if self._entries else 0
