@@ -1,7 +1,8 @@
 """What differs between the two process groups: the side of a group that L{GroupMachine} calls.
 
-An application is pure like the machine: it asks no clock, draws no random numbers, touches no file or socket. It
-returns effects, which the machine puts, in order, among its own. It owns the replicated data and nothing of the protocol.
+An application is pure like the machine: it asks no clock, draws no random numbers, touches no file or socket.
+It returns effects, which the machine puts, in order, among its own. It owns the replicated data and nothing of the
+protocol.
 """
 
 from __future__ import annotations
