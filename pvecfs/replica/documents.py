@@ -93,8 +93,8 @@ _MAKERS: dict[bytes, Callable[[Tree, StatusSnapshot], bytes]] = {
 class Documents:
     """Makes documents, and remembers the last of each: programs poll them far more often than anything changes.
 
-    Any thread, no lock: what is remembered is an immutable triple, replaced whole. Two threads may make the same document
-    at once; both results are right.
+    Any thread, no lock: what is remembered is an immutable triple, replaced whole. Two threads may make the same
+    document at once; both results are right.
     """
 
     def __init__(self) -> None:

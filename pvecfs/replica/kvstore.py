@@ -10,7 +10,7 @@ import errno
 from collections.abc import Iterator, Mapping, Sequence
 
 from pvecfs.replica.application import Verdict
-from pvecfs.replica.clusterlog import ClusterLog, LogEntry, decode_ring, digest, log_document
+from pvecfs.replica.clusterlog import DEFAULT_LIMIT, ClusterLog, LogEntry, decode_ring, digest, log_document
 from pvecfs.replica.effects import Effect, Level, Log, PublishStatus, RoundRobinUpdate, Send
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import KEY_SIZE, Normal, StatusSubtype, ValuePayload
@@ -170,8 +170,8 @@ class StatusReplica:
         return value
 
     def log_document(self, limit: int, ident: bytes) -> bytes:
-        """The newest C{limit} entries as JSON; of one C{ident} unless that is empty."""
-        return log_document(self._log, limit, ident)
+        """The newest C{limit} (0: 50) entries as JSON; of one C{ident} unless that is empty."""
+        return log_document(self._log, limit or DEFAULT_LIMIT, ident)
 
     # What happens around it
 
