@@ -10,9 +10,11 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from pvecfs import __version__
-from pvecfs.tree.admission import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
+from pvecfs.tree.admission import Limits
+from pvecfs.tree.locks import LIFETIME
 
 MIB = 1024 * 1024
+DEFAULT_LIMITS = Limits()
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -73,11 +75,11 @@ class Options(usage.Options):
         ["ipc-name", None, "pve2", "Name of the libqb service."],
         ["rrd-dir", None, "/var/lib/rrdcached/db", "Where the round-robin databases are.", path],
         ["rrdcached-socket", None, "/run/rrdcached.sock", "Socket of rrdcached.", path],
-        ["max-size", None, DEFAULT_MAX_BYTES // MIB, "Limit of the filesystem's data, MiB.", at_least(1)],
-        ["max-entries", None, DEFAULT_MAX_ENTRIES, "Limit of the number of files and directories.", at_least(1)],
+        ["max-size", None, DEFAULT_LIMITS.max_bytes // MIB, "Limit of the filesystem's data, MiB.", at_least(1)],
+        ["max-entries", None, DEFAULT_LIMITS.max_entries, "Limit of the number of files and directories.", at_least(1)],
         ["verify-interval", None, 3600.0, "Seconds between two verifications of the cluster's trees.", seconds],
         ["operation-timeout", None, 60.0, "Longest wait of one change for the cluster, seconds.", seconds],
-        ["lock-timeout", None, 120.0, "Age at which a lock may be taken away, seconds (for tests).", seconds],
+        ["lock-timeout", None, LIFETIME, "Age at which a lock may be taken away, seconds (for tests).", seconds],
         ["durability", None, "process", "What an acknowledged change survives: 'process' or 'power' loss.", durability],
     ]
 

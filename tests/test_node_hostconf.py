@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LimitedHistoryLogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs.node.hostconf import RELOAD_COMMAND, RELOAD_DELAY, HostConfiguration, configuration_version
@@ -38,14 +38,15 @@ class HostConfigurationTests(SynchronousTestCase):
         self.clock = Clock()
         self.commands: list[tuple[str, ...]] = []
         self.host = HostConfiguration(self.clock, str(self.path), at_once, self.commands.append)
-        self.lines: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.lines.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.lines.append)
+        self.history = LimitedHistoryLogObserver()
+        globalLogPublisher.addObserver(self.history)
+        self.addCleanup(globalLogPublisher.removeObserver, self.history)
 
     def logged(self) -> list[str]:
-        return [
-            str(event["log_format"]) for event in self.lines if event.get("log_namespace") == "pvecfs.corosync_conf"
-        ]
+        events: list[LogEvent] = []
+        # The observer's own type is narrower than list.append; the events are the same.
+        self.history.replayTo(events.append)  # type: ignore[arg-type]
+        return [str(event["log_format"]) for event in events if event.get("log_namespace") == "pvecfs.corosync_conf"]
 
     def test_newer_replaces(self) -> None:
         self.path.write_bytes(conf(3))

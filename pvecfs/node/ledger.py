@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from errno import EIO
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from zope.interface import implementer
 
 from pvecfs.interfaces import Acknowledge, IKernelCache, ILedger, ILedgerListener, IStore
@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 
     from pvecfs.tree.tree import Delta, Tree
 
-    class LedgerReactor(IReactorFromThreads, IReactorTime):
-        """What the ledger wants of a reactor."""
-
 
 _log = logger("ledger")
+
+
+class LedgerReactor(Protocol):
+    """What the ledger wants of a reactor."""
+
+    def callFromThread(self, callable: Callable[..., object], *args: object) -> None: ...
+
+    def callLater(self, delay: float, callable: Callable[..., object]) -> object: ...
+
 
 RECOVERY_INTERVAL = 2.0
 """Seconds between two attempts to write to a database that refused a commit."""
@@ -151,7 +157,7 @@ class Ledger:
         self._failure = errno_of(failure)
         self.newest = self._view.tree
         self._view.writable_changed(False)
-        _log.critical("the database refuses changes, this node is read-only: {failure}", failure=failure)
+        _log.critical("the database refuses changes, this node is read-only: {reason}", reason=failure)
         self.listener.commit_failed(self._failure, self.newest)
         self._reactor.callLater(RECOVERY_INTERVAL, self._try_again)
 

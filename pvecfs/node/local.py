@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from zope.interface import implementer
 
@@ -13,9 +12,6 @@ from pvecfs.tree.admission import Limits, admit
 from pvecfs.tree.changes import Change
 from pvecfs.tree.errors import OperationError
 from pvecfs.tree.locks import LockClocks
-
-if TYPE_CHECKING:
-    pass
 
 LOCAL_WRITER = 0
 """Writer of changes in local mode (10-tree.md)."""
@@ -27,23 +23,32 @@ class LocalProposer:
 
     @param wall_clock: seconds since 1970, for the changes' mtime.
     @param monotonic: seconds that never jump, for the age of locks.
+    @param locks: the clocks of the locks.
     """
 
     def __init__(
-        self, ledger: Ledger, limits: Limits, wall_clock: Callable[[], float], monotonic: Callable[[], float]
+        self,
+        ledger: Ledger,
+        limits: Limits,
+        wall_clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        locks: LockClocks,
     ) -> None:
         self._ledger = ledger
         self._limits = limits
         self._wall_clock = wall_clock
         self._monotonic = monotonic
-        self._locks = LockClocks()
+        self._locks = locks
+        locks.resynchronised(ledger.newest, monotonic())
 
     def propose(self, change: Change, acknowledge: Acknowledge, by_mount: bool = False) -> None:
         ledger = self._ledger
         tree = ledger.newest
         try:
-            change = admit(tree, change, self._limits)
+            now = self._monotonic()
+            change = self._locks.release(tree, admit(tree, change, self._limits), now)
             applied = tree.apply(change, LOCAL_WRITER, int(self._wall_clock()))
+            self._locks.applied(applied.tree, change, now)
         except OperationError as refused:
             ledger.settle(acknowledge, -(refused.errno or 0))
             return
