@@ -1,0 +1,206 @@
+"""The tree replica: what group C{pve_dcdb_v1} replicates (30-replication.md, "dcdb callbacks")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from errno import EACCES, EINVAL, ENOENT
+
+from pvecfs.replica.application import Resync, Verdict
+from pvecfs.replica.effects import ClusterConfChanged, Commit, Effect, Level, Log, Send, Settle
+from pvecfs.replica.member import Instant, Member
+from pvecfs.replica.messages import ChangePayload, LockPayload, Normal, TreeSubtype, decode_entry, encode_entry
+from pvecfs.tree.changes import Change, Create, Rename, Write
+from pvecfs.tree.entry import ROOT_INODE, Entry
+from pvecfs.tree.errors import MalformedMessage, OperationError, TreeDefect
+from pvecfs.tree.index import Index
+from pvecfs.tree.locks import LockClocks, unlocked
+from pvecfs.tree.paths import split
+from pvecfs.tree.tree import Delta, Tree
+
+CLUSTER_CONF = b"corosync.conf"
+
+_FIRST_DELAY = 5.0
+_LONGEST_DELAY = 300.0
+
+
+class TreeReplica:
+    """The newest tree, as the group's messages make it. Implements L{pvecfs.replica.application.GroupApplication}.
+
+    It only ever goes forward by the group's order; L{reset} takes it back to what the database holds.
+
+    @ivar tree: the newest applied tree, committed or not yet.
+    @ivar quorate: whether this partition may write; set by the service, before any group event that comes after.
+    """
+
+    group_name = "pve_dcdb_v1"
+    protocol_version = 1
+    verified = True
+
+    def __init__(self, tree: Tree, locks: LockClocks) -> None:
+        self.tree = tree
+        self.quorate = False
+        self._locks = locks
+        self._locks_met = False
+        self._leader_state = b""
+        self._surplus: Sequence[int] = ()
+        self._failed_commits = 0
+
+    def reset(self, tree: Tree) -> None:
+        """A commit failed: C{tree} is the newest one that the database holds, and the newest of all now."""
+        self.tree = tree
+
+    # -- synchronisation
+
+    def state(self) -> bytes:
+        """The index of the newest tree."""
+        return self.tree.index()
+
+    def states_collected(self, states: Mapping[Member, bytes], own: Member, now: Instant) -> Verdict:
+        """The leader has the highest version, then the higher mtime, then comes first in (node id, pid) order.
+
+        @raise MalformedMessage: a state is no index.
+        """
+        decoded: dict[bytes, Index] = {}
+        for member, state in states.items():
+            if state not in decoded:
+                try:
+                    decoded[state] = Index.decode(state)
+                except MalformedMessage as error:
+                    raise MalformedMessage(f"state of member {member}: {error}") from None
+
+        def rank(member: Member) -> tuple[int, int]:
+            index = decoded[states[member]]
+            return index.version, index.mtime
+
+        leader = max(states, key=rank)
+        best = states[leader]
+        synced = frozenset(member for member, state in states.items() if state == best)
+        if leader == own:
+            return Verdict(leader, synced, self._updates(decoded[best], list(decoded.values())))
+        if own not in synced:
+            self._leader_state = best
+            self._surplus = decoded[states[own]].surplus(decoded[best])
+        return Verdict(leader, synced)
+
+    def _updates(self, own: Index, indexes: Sequence[Index]) -> list[bytes]:
+        """Every entry that another member lacks or has otherwise, once."""
+        inodes: set[int] = set()
+        for index in indexes:
+            if index is not own:
+                inodes.update(own.differing(index))
+        entries = (self.tree.entry(inode) for inode in sorted(inodes))
+        return [encode_entry(entry) for entry in entries if entry is not None]
+
+    def check_update(self, payload: bytes) -> None:
+        """@raise MalformedMessage: C{payload} is no entry."""
+        decode_entry(payload)
+
+    def commit(self, updates: Sequence[bytes], now: Instant) -> Sequence[Effect]:
+        """Become what the leader's index says.
+
+        @raise Resync: the result is not the leader's tree; each time in a row with a longer delay.
+        """
+        root = None
+        updated: dict[int, Entry] = {}
+        for payload in updates:
+            entry = decode_entry(payload)
+            if entry.inode == ROOT_INODE:
+                root = entry
+            else:
+                updated[entry.inode] = entry
+        deleted = tuple(inode for inode in self._surplus if inode not in updated)
+        try:
+            tree = self.tree.replaced(deleted, updated.values(), root)
+        except TreeDefect as defect:
+            raise self._failed(f"the leader's updates make no tree: {defect}") from None
+        if tree.index() != self._leader_state:
+            raise self._failed("after the leader's updates our tree is not the leader's")
+        self._failed_commits = 0
+        self.tree = tree
+        self._locks.resynchronised(tree, now.monotonic)
+        self._locks_met = True
+        return (
+            Commit(Delta(tree, tuple(updated.values()), deleted, synchronised=True)),
+            *(Log(Level.CRITICAL, str(duplicate)) for duplicate in tree.vms.duplicates),
+            ClusterConfChanged(own=False),
+        )
+
+    def _failed(self, reason: str) -> Resync:
+        delay = min(_FIRST_DELAY * 2.0**self._failed_commits, _LONGEST_DELAY)
+        self._failed_commits = min(self._failed_commits + 1, 16)
+        return Resync(reason, delay, critical=True)
+
+    def membership_changed(
+        self, members: Sequence[Member], left: Sequence[Member], joined: Sequence[Member], now: Instant
+    ) -> Sequence[Effect]:
+        """The clocks of locks that the database holds start when the group is met first."""
+        if not self._locks_met:
+            self._locks_met = True
+            self._locks.resynchronised(self.tree, now.monotonic)
+        return ()
+
+    def became_synced(self, now: Instant) -> Sequence[Effect]:
+        """Nothing is due."""
+        return ()
+
+    def checksum(self) -> bytes:
+        """The tree checksum of the newest tree."""
+        return self.tree.checksum()
+
+    # -- operations
+
+    def deliver(self, message: Normal, sender: Member, own: bool, lowest: bool, now: Instant) -> Sequence[Effect]:
+        """Apply the operation that C{message} carries, by its sender at its time.
+
+        @raise Resync: while not quorate; a caller on this node gets EACCES.
+        @raise MalformedMessage: the payload is malformed or of an unknown subtype.
+        """
+        if not self.quorate:
+            refused = (Settle(message.count, -EACCES),) if own else ()
+            raise Resync("received write while not quorate - trigger resync", effects=refused)
+        subtype = message.subtype
+        count = message.count if own else None
+        if subtype == TreeSubtype.UNLOCK_REQUEST or subtype == TreeSubtype.UNLOCK:
+            return self._unlock(message, sender, count, lowest, now)
+        change = ChangePayload.decode(message.payload).change(subtype)
+        if change is None:
+            if count is None:
+                return ()
+            return (Settle(count, -ENOENT if subtype == TreeSubtype.DELETE else -EINVAL),)
+        return self._apply(change, sender.node_id, message.time, count, now)
+
+    def _apply(self, change: Change, writer: int, mtime: int, count: int | None, now: Instant) -> Sequence[Effect]:
+        try:
+            applied = self.tree.apply(change, writer, mtime)
+        except OperationError as refused:
+            return () if count is None else (Settle(count, -(refused.errno or EINVAL)),)
+        if applied.tree is self.tree:
+            return () if count is None else (Settle(count, applied.result),)
+        self.tree = applied.tree
+        self._locks.applied(applied.tree, change, now.monotonic)
+        commit = Commit(applied.delta, count, applied.result)
+        if _touches_cluster_conf(change):
+            return commit, ClusterConfChanged(own=count is not None)
+        return (commit,)
+
+    def _unlock(
+        self, message: Normal, sender: Member, count: int | None, lowest: bool, now: Instant
+    ) -> Sequence[Effect]:
+        lock = LockPayload.decode(message.payload)
+        if message.subtype == TreeSubtype.UNLOCK_REQUEST:
+            effects: list[Effect] = [] if count is None else [Settle(count, 0)]
+            # Every node asks, since a lock that is met first in a request starts its clock then.
+            if self._locks.requested(self.tree, lock.path, lock.checksum, now.monotonic) and lowest:
+                effects.append(Send(TreeSubtype.UNLOCK, message.payload))
+            return effects
+        deletion = unlocked(self.tree, lock.path, lock.checksum)
+        if deletion is None:
+            return () if count is None else (Settle(count, 0),)
+        return self._apply(deletion, sender.node_id, message.time, count, now)
+
+
+def _touches_cluster_conf(change: Change) -> bool:
+    """Whether the host's corosync.conf may have to follow C{change}: a create, a write, a rename to it."""
+    if isinstance(change, Write | Create):
+        return change.path.endswith(CLUSTER_CONF) and split(change.path) == (CLUSTER_CONF,)
+    return isinstance(change, Rename) and split(change.to) == (CLUSTER_CONF,)
