@@ -2,7 +2,7 @@
 
 from twisted.application.service import ServiceMaker
 
-pvecfs = ServiceMaker(
+pvecfs = ServiceMaker(  # type: ignore[no-untyped-call]  # Twisted has no annotations there
     "pvecfs",
     "pvecfs.tap",
     "The replicated configuration filesystem of a virtualisation cluster.",
