@@ -12,6 +12,7 @@ author = "the pvecfs maintainers"
 copyright = author
 release = version = _found.group(1)
 extensions = ["myst_parser"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 root_doc = "index"
 html_theme = "alabaster"
