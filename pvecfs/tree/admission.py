@@ -109,7 +109,7 @@ def _admit_rename(tree: Tree, change: Rename) -> None:
     names, to_names = split(change.path), split(change.to)
     _check_name(to_names)
     entry = tree.lookup(change.path)
-    if entry is None or names == to_names:
+    if entry is None or not names or names == to_names:
         return
     if not entry.is_directory:
         if is_kind_directory(to_names):
@@ -117,4 +117,5 @@ def _admit_rename(tree: Tree, change: Rename) -> None:
     elif to_names[: len(names)] == names:
         raise OperationError(EINVAL, "a directory cannot be moved into itself")
     elif tree.children(entry.inode):
+        tree.apply(change, 0, 0)  # refuses it, with the error that comes first
         raise OperationError(ENOTEMPTY)
