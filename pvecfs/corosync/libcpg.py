@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, c_char, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from typing import NamedTuple
 
 from pvecfs.corosync.errors import CS_ERR_TRY_AGAIN, CS_OK, check
@@ -49,7 +49,7 @@ class Address(ctypes.Structure):
 class IoVector(ctypes.Structure):
     """C{struct iovec}"""
 
-    _fields_ = (("base", c_void_p), ("length", c_size_t))
+    _fields_ = (("base", c_char_p), ("length", c_size_t))
 
 
 DeliverFunction = ctypes.CFUNCTYPE(None, c_uint64, POINTER(Name), c_uint32, c_uint32, c_void_p, c_size_t)
@@ -166,7 +166,7 @@ class LibCpg:
 
     def mcast_joined(self, handle: int, message: bytes) -> None:
         """Send C{message} to the joined group, agreed order. Waits only when it is longer than L{ATOMIC_SIZE}."""
-        vector = IoVector(ctypes.cast(message, c_void_p), len(message))
+        vector = IoVector(message, len(message))
         call = self._mcast_atomic if len(message) <= ATOMIC_SIZE else self._mcast_pieces
         check(call(handle, CPG_TYPE_AGREED, ctypes.byref(vector), 1), "cpg_mcast_joined")
 

@@ -1,0 +1,171 @@
+"""A connection to one closed process group."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import termios
+import time
+from collections.abc import Callable
+
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pvecfs.corosync.libcpg import ATOMIC_SIZE, ConfigurationChanged, Event, LibCpg, libcpg
+from pvecfs.corosync.session import Session, SessionReactor
+from pvecfs.errors import CorosyncUnavailable, TryAgain
+from pvecfs.interfaces import IGroupConnection, IGroupListener
+from pvecfs.replica.member import Member
+
+BATCH_SECONDS = 0.01
+"""How long the reactor is kept by one call of doRead, which ends with the event under way."""
+BACKLOG_BYTES = 8 * 1024 * 1024
+"""Messages of more bytes than this are not kept waiting behind others."""
+SEND_BUFFER = 8 * 1024 * 1024
+"""Room for the socket's signals, bytes: beyond what libqb's ring (1 MiB) can need, see L{GroupConnection._send}."""
+SO_SNDBUFFORCE = 32
+"""As in C{asm-generic/socket.h}; Python has no name for it."""
+
+
+@implementer(IGroupConnection)
+class GroupConnection:
+    """A member of the group C{group_name}; the terminating NUL is not part of it here.
+
+    Sending. A message of up to L{ATOMIC_SIZE} bytes is put into libqb's ring at once, by the caller: that takes no
+    answer of corosync. A longer one is sent by the library in pieces, with an answer to each: that is done on the
+    session's thread. While the thread has something to do, messages queue up behind it, so that their order is kept.
+
+    @param before_dispatch: called before every event that is told to the listener: it handles pending quorum events.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: SessionReactor,
+        group_name: bytes,
+        before_dispatch: Callable[[], None] = lambda: None,
+        library: Callable[[], LibCpg] = libcpg,
+    ) -> None:
+        self._reactor = reactor
+        self._name = group_name
+        self._before_dispatch = before_dispatch
+        self._load = library
+        self._session: Session | None = None
+        self._listener: IGroupListener | None = None
+        self._room = 0
+
+    def open(self, listener: IGroupListener) -> None:
+        """As L{IGroupConnection.open}; what goes wrong is told by C{connection_lost}, this itself does not raise."""
+        self.close()
+        self._listener = listener
+        self._session = Session(
+            self._reactor,
+            self._load,
+            self._name.decode("ascii", "replace"),
+            self._session,
+            self._opened,
+            self._readable,
+            self._lost,
+        )
+        self._session.start()
+
+    def close(self) -> None:
+        self._listener = None
+        if self._session is not None:
+            self._session.close()
+
+    def leave(self) -> None:
+        session = self._connected()
+        session.request(lambda: self._load().leave(session.handle, self._name))
+
+    def join(self) -> None:
+        session = self._connected()
+        session.request(lambda: self._load().join(session.handle, self._name))
+
+    def multicast(self, message: bytes) -> None:
+        session = self._connected()
+        if session.lane.idle and len(message) <= ATOMIC_SIZE:
+            self._send(session, message)
+            return
+        backlog = session.lane.backlog
+        if backlog and backlog + len(message) > BACKLOG_BYTES:
+            raise TryAgain("too many messages wait for corosync")
+        session.request(lambda: self._send(session, message), weight=len(message) or 1)
+
+    def _connected(self) -> Session:
+        if self._session is None or not self._session.open:
+            raise CorosyncUnavailable("not connected to corosync")
+        return self._session
+
+    def _send(self, session: Session, message: bytes) -> None:
+        """Send now. By whichever thread's turn it is.
+
+        With each message libqb sends one byte through the socket, and if there is no room for it, it tries for ever
+        without a pause: with the default buffer that is after 278 messages that corosync has not looked at. So the
+        room is enlarged (as far as we may), and looked at first.
+
+        @raise TryAgain: there is no room, or corosync says so.
+        """
+        assert session.socket is not None
+        try:
+            queued = fcntl.ioctl(session.socket, termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError) as error:
+            raise CorosyncUnavailable(f"the connection is gone: {error}") from error
+        if int.from_bytes(queued, "little") >= self._room:
+            raise TryAgain("corosync does not read")
+        self._load().mcast_joined(session.handle, message)
+
+    def _opened(self) -> None:
+        session = self._connected()
+        assert session.socket is not None
+        for option in (SO_SNDBUFFORCE, socket.SO_SNDBUF):
+            try:
+                session.socket.setsockopt(socket.SOL_SOCKET, option, SEND_BUFFER)
+                break
+            except OSError:
+                continue
+        self._room = session.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+        def enter() -> int:
+            library = self._load()
+            node_id = session.insist(lambda: library.local_get(session.handle))
+            session.insist(lambda: library.join(session.handle, self._name))
+            return node_id
+
+        session.request(enter, self._joined)
+
+    def _joined(self, node_id: int) -> None:
+        assert self._listener is not None and self._session is not None
+        session = self._session
+        self._listener.joined_as(Member(node_id, os.getpid()))
+        session.read()
+
+    def _readable(self) -> None:
+        session, library = self._session, self._load()
+        assert session is not None
+        deadline = time.monotonic() + BATCH_SECONDS
+        # What is left at the deadline keeps the descriptor readable: there is one byte in the socket for each event.
+        while not session.closed:
+            events = library.dispatch(session.handle)
+            if events is None:
+                return
+            for event in events:
+                self._before_dispatch()
+                if session.closed or self._listener is None:
+                    return
+                self._tell(self._listener, event)
+            if time.monotonic() > deadline:
+                return
+
+    def _tell(self, listener: IGroupListener, event: Event) -> None:
+        if isinstance(event, ConfigurationChanged):
+            listener.membership_changed(*(tuple(Member(*each) for each in processes) for processes in event))
+        else:
+            listener.message_delivered(Member(*event.sender), event.message)
+
+    def _lost(self, reason: CorosyncUnavailable) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.connection_lost(reason)
