@@ -188,9 +188,9 @@ class IGroupConnection(Interface):
     """A connection to one closed process group of corosync."""
 
     def open(listener: IGroupListener) -> None:
-        """Connect and ask to join. The order is: C{joined_as}, then C{membership_changed} and C{message_delivered}.
-
-        @raise CorosyncUnavailable: corosync does not run, or does not answer now. Try again later.
+        """Begin to connect and to join; returns at once. The order is: C{joined_as}, then C{membership_changed} and
+        C{message_delivered}. If corosync does not run, C{connection_lost} says so, later and from the reactor; while it
+        does not answer, nothing is told.
         """
 
     def leave() -> None:
@@ -206,9 +206,10 @@ class IGroupConnection(Interface):
         """
 
     def multicast(message: bytes) -> None:
-        """Send C{message} to the group, agreed order.
+        """Send C{message} to the group, agreed order; returns at once. What can no longer be sent after that, because
+        the connection breaks, is not reported one by one: C{connection_lost} follows.
 
-        @raise TryAgain: corosync takes no message now.
+        @raise TryAgain: corosync takes no message now; this one was not sent.
         @raise CorosyncUnavailable: the connection is gone.
         """
 
