@@ -1,0 +1,269 @@
+"""The one table of the database: its schema, and how entries become rows (10-tree.md, "SQLite").
+
+Names are bytes. They are stored as TEXT whatever the bytes, as the reference does, by casting a bound BLOB: SQLite
+keeps the bytes of a cast. Integers of 64 bits are stored as SQLite has them, signed: from 2^63 on they are negative in
+the file, and read back as what they were.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from errno import EACCES, EINVAL, EIO, EISDIR, ENOSPC
+from stat import S_ISDIR, S_ISREG
+from urllib.parse import quote
+
+from pvecfs.store.errors import StoreError
+from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry
+from pvecfs.tree.errors import TreeDefect
+
+ROOT_NAME = b"__version__"
+"""The name of row 0, whose version, writer and mtime are the tree's."""
+
+SCHEMA = """CREATE TABLE IF NOT EXISTS tree (
+  inode INTEGER PRIMARY KEY NOT NULL,
+  parent INTEGER NOT NULL CHECK(typeof(parent)=='integer'),
+  version INTEGER NOT NULL CHECK(typeof(version)=='integer'),
+  writer INTEGER NOT NULL CHECK(typeof(writer)=='integer'),
+  mtime INTEGER NOT NULL CHECK(typeof(mtime)=='integer'),
+  type INTEGER NOT NULL CHECK(typeof(type)=='integer'),
+  name TEXT NOT NULL,
+  data BLOB)"""
+
+COLUMNS = [
+    ("inode", "INTEGER", 1, 1),
+    ("parent", "INTEGER", 1, 0),
+    ("version", "INTEGER", 1, 0),
+    ("writer", "INTEGER", 1, 0),
+    ("mtime", "INTEGER", 1, 0),
+    ("type", "INTEGER", 1, 0),
+    ("name", "TEXT", 1, 0),
+    ("data", "BLOB", 0, 0),
+]
+"""Name, declared type, NOT NULL, primary key."""
+
+_UPSERT = (
+    " ON CONFLICT(inode) DO UPDATE SET parent=excluded.parent, version=excluded.version, writer=excluded.writer,"
+    " mtime=excluded.mtime, type=excluded.type, name=excluded.name, data=excluded.data"
+)
+# An update in place, not INSERT OR REPLACE: SQLite then leaves alone the pages of a row that stay as they are (a new
+# mtime of a large file costs one page), and frees fewer.
+STORE = "INSERT INTO tree VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?)" + _UPSERT
+STORE_WITH_ROOT = (
+    "INSERT INTO tree VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?), (0, 0, ?, ?, ?, ?, '__version__', NULL)" + _UPSERT
+)
+STORE_ROOT = "INSERT INTO tree VALUES (0, 0, ?, ?, ?, ?, '__version__', NULL)" + _UPSERT
+DELETE = "DELETE FROM tree WHERE inode = ?"
+SELECT = (
+    "SELECT inode, parent, version, writer, mtime, type, CAST(name AS BLOB), CAST(data AS BLOB) FROM tree"  # any order
+)
+
+DEFAULT_PAGE_SIZE = 1024
+"""Bytes of a page of a new database; others keep theirs.
+
+A transaction writes whole pages to the WAL, at least two: the row's and row 0's. Small pages make small changes cheap
+on the disk, large pages make large files fast. Measured (benchmarks/store.py): with 1024 every kind of change writes
+less than half of the reference's bytes; with 2048 an overwrite of 2 KiB does not (0.9), with 4096 neither does mkdir.
+With 512 a file of 1 MiB takes 1.7 times as long to commit, 4096 would take half.
+"""
+
+_I64 = 2**63
+_U64_MASK = 2**64 - 1
+_U32_MASK = 2**32 - 1
+
+Row = tuple[int, int, int, int, int, int, bytes, bytes | None]
+RootRow = tuple[int, int, int, int]
+
+
+def signed(number: int) -> int:
+    """C{number}, a u64, as SQLite stores it."""
+    return number if number < _I64 else number - 2**64
+
+
+def row_of(entry: Entry) -> Row:
+    """The parameters of L{STORE}. Of an empty file, or a directory, the data are NULL."""
+    inode, parent, version = entry.inode, entry.parent, entry.version
+    if inode >= _I64 or parent >= _I64 or version >= _I64:
+        inode, parent, version = signed(inode), signed(parent), signed(version)
+    return inode, parent, version, entry.writer, entry.mtime, entry.type, entry.name, entry.data or None
+
+
+def root_row(root: Entry, synchronised: bool = False) -> RootRow:
+    """The parameters of L{STORE_ROOT}: type 4 after a synchronisation, 8 after a change."""
+    return signed(root.version), root.writer, root.mtime, DT_DIR if synchronised else DT_REG
+
+
+def entry_of(row: tuple[object, ...]) -> Entry:
+    """The entry that a row of L{SELECT} is, row 0 too, which keeps its name and type here.
+
+    @raise TreeDefect: a column of another kind than the schema says.
+    """
+    inode, parent, version, writer, mtime, type_, name, data = row
+    if not (
+        isinstance(inode, int)
+        and isinstance(parent, int)
+        and isinstance(version, int)
+        and isinstance(writer, int)
+        and isinstance(mtime, int)
+        and isinstance(type_, int)
+        and isinstance(name, bytes)
+        and isinstance(data, bytes | None)
+    ):
+        raise TreeDefect(f"a column of another kind than declared: inode {inode}, parent {parent}, name {name!r}")
+    return Entry(
+        inode & _U64_MASK,
+        parent & _U64_MASK,
+        version & _U64_MASK,
+        writer & _U32_MASK,
+        mtime & _U32_MASK,
+        type_,
+        name,
+        data or b"",
+    )
+
+
+def split_root(rows: Iterable[Entry]) -> tuple[list[Entry], Entry | None]:
+    """All entries but the root's, and the root as L{Tree} has it; no root at all when there are no rows.
+
+    @raise TreeDefect: rows but no row 0, or a row 0 that is not the root's.
+    """
+    entries: list[Entry] = []
+    root: Entry | None = None
+    for entry in rows:
+        if entry.inode == ROOT_INODE:
+            root = entry
+        else:
+            entries.append(entry)
+    if root is None:
+        if entries:
+            raise TreeDefect(f"rows but no row 0: inode {ROOT_INODE}, parent 0, name {ROOT_NAME!r} is missing")
+        return entries, None
+    what = root_defect(root)
+    if what is not None:
+        raise TreeDefect(f"{what}: inode 0, parent {root.parent}, name {root.name!r}")
+    return entries, Entry(ROOT_INODE, 0, root.version, root.writer, root.mtime, DT_DIR, b"")
+
+
+def root_defect(root: Entry) -> str | None:
+    """What is wrong with row 0 (C{root} as L{entry_of} gave it), if anything."""
+    if root.name != ROOT_NAME:
+        return f"row 0 has another name than {ROOT_NAME.decode()}"
+    if root.type not in (DT_DIR, DT_REG):
+        return f"row 0 has type {root.type}, neither 4 nor 8"
+    return None
+
+
+def uri(path: str, mode: str) -> str:
+    """The name by which SQLite opens the file at C{path}; mode C{ro}, C{rw} or C{rwc}."""
+    return f"file:{quote(os.path.abspath(os.fsencode(path)))}?mode={mode}"
+
+
+Connect = Callable[[str], sqlite3.Connection]
+"""Opens the database that a URI names; in tests also one that fails."""
+
+
+def connect(uri: str) -> sqlite3.Connection:
+    """A connection without transactions of Python's own making, that waits 10 s for a lock."""
+    return sqlite3.connect(uri, timeout=10.0, isolation_level=None, uri=True)
+
+
+def check_file(path: str) -> None:
+    """Refuse what is no database before SQLite touches it.
+
+    @raise StoreError: naming C{path}; ENOENT when there is nothing.
+    """
+    try:
+        status = os.stat(path)
+        if S_ISDIR(status.st_mode):
+            raise StoreError(EISDIR, f"{path}: is a directory, not a database")
+        if not S_ISREG(status.st_mode):
+            raise StoreError(EINVAL, f"{path}: is not a regular file")
+        if status.st_size == 0:
+            raise StoreError(
+                EINVAL, f"{path}: is empty, not a database; restore a backup, or remove it to begin with a new one"
+            )
+        with open(path, "rb") as file:
+            magic = file.read(16)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(error.errno or EIO, f"{path}: {error.strerror}") from error
+    if magic != b"SQLite format 3\0":
+        raise StoreError(EINVAL, f"{path}: is not an SQLite database")
+
+
+def check_schema(connection: sqlite3.Connection, path: str) -> bool:
+    """Whether there is a table of entries; C{False} for a database without anything in it.
+
+    @raise StoreError: it holds something else.
+    """
+    if connection.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
+        raise StoreError(EINVAL, f"{path}: the database's text is not UTF-8")
+    columns = [(row[1], str(row[2]).upper(), row[3], row[5]) for row in connection.execute("PRAGMA table_info(tree)")]
+    if columns == COLUMNS:
+        return True
+    if columns:
+        raise StoreError(EINVAL, f"{path}: another schema: the columns of table 'tree' are not this file system's")
+    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise StoreError(EINVAL, f"{path}: another schema: there is no table 'tree'")
+    return False
+
+
+def error_of(error: sqlite3.Error, path: str) -> StoreError:
+    """What an error of SQLite's means: ENOSPC when there is no room, EACCES when not allowed, else EIO."""
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = code & 0xFF if isinstance(code, int) else None
+    number = EIO
+    if primary == sqlite3.SQLITE_FULL or (primary == sqlite3.SQLITE_IOERR and _is_full(path)):
+        number = ENOSPC
+    elif primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+        number = EACCES
+    name = getattr(error, "sqlite_errorname", None)
+    hint = ""
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        hint = "; see 'pvecfs-db check' and 'pvecfs-db repair'"
+    return StoreError(number, f"{path}: {error}{f' ({name})' if name else ''}{hint}")
+
+
+def _is_full(path: str) -> bool:
+    try:
+        status = os.statvfs(os.path.dirname(os.path.abspath(path)))
+    except OSError:
+        return False
+    return status.f_bavail == 0
+
+
+@contextmanager
+def reading(path: str, alone: bool, connect: Connect = connect) -> Iterator[sqlite3.Connection]:
+    """A connection that reads the database at C{path} and changes nothing.
+
+    @param alone: nobody writes to it now, the caller has seen to that; then no file is made beside it either.
+    @raise StoreError: it is none, or cannot be read.
+    """
+    check_file(path)
+    if os.path.exists(path + "-journal"):
+        mode = "rw"  # a transaction that a crash left half done must be undone before one can read
+    elif alone and size(path + "-wal") == 0:
+        mode = "ro&immutable=1"  # without it SQLite makes -wal and -shm even to read
+    else:
+        mode = "ro"
+    try:
+        with closing(connect(uri(path, mode))) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        raise error_of(error, path) from error
+
+
+def size(path: str) -> int:
+    """Bytes of the file at C{path}, 0 when there is none."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def read_rows(connection: sqlite3.Connection) -> Iterator[Entry]:
+    """All rows, row 0 too."""
+    return map(entry_of, connection.execute(SELECT))

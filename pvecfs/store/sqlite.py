@@ -1,0 +1,581 @@
+"""The database's thread: loads, commits in batches, checkpoints at quiet moments."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from errno import EINVAL, EIO
+from queue import Empty, SimpleQueue
+from threading import Thread, current_thread
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pvecfs.interfaces import IStore, Settled
+from pvecfs.log import logger
+from pvecfs.store import rows
+from pvecfs.store.errors import StoreError
+from pvecfs.store.rows import DEFAULT_PAGE_SIZE, Connect
+from pvecfs.tree.entry import ROOT_INODE, Entry
+from pvecfs.tree.errors import TreeDefect
+from pvecfs.tree.tree import Delta, Tree
+
+_log = logger("store")
+
+T = TypeVar("T")
+
+SYNCHRONOUS = {"process": "NORMAL", "power": "FULL"}
+"""Durability levels: what every acknowledged change survives, and SQLite's word for it.
+
+C{process}: the end of the process, kill -9 included. After a power loss the database is whole, but the newest changes
+can be missing: those since the last checkpoint or L{SqliteStore.synchronise}.
+C{power}: power loss too; each transaction waits for the disk.
+"""
+
+QUIET = 1.0
+"""Seconds without a commit after which a log of L{QUIET_LOG} bytes is checkpointed."""
+
+QUIET_LOG = 1024 * 1024
+
+IDLE = 60.0
+"""Seconds without a commit after which any log is checkpointed."""
+
+BUSY_LOG = 8 * 1024 * 1024
+"""Bytes of log after which it is checkpointed between two transactions, however busy the store is."""
+
+_Task = Callable[[], None]
+_Commit = tuple[Delta, Settled]
+
+
+@implementer(IStore)
+class SqliteStore:
+    """The tree in an SQLite database that pmxcfs can read (10-tree.md, "SQLite").
+
+    A commit is handed over through one queue and settled on the thread that takes it from there, so a change costs one
+    switch of threads. The log (WAL) is not checkpointed by commits, as SQLite would: that waits for the disk.
+
+    @param path: the database; beside it SQLite keeps C{-wal} and C{-shm}. The caller holds the lock file.
+    @param reactor: where Deferreds fire.
+    @param now: seconds since 1970, for a new database.
+    @param durability: a key of L{SYNCHRONOUS}.
+    @param page_size: bytes of a page, if the database is created: a power of two from 512 to 65536.
+    @param connect: opens a database; tests put one here that fails.
+    @ivar created: after L{load}: the database is new, or was never written to. corosync.conf is to be imported.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        reactor: IReactorFromThreads,
+        now: Callable[[], float] = time.time,
+        durability: str = "process",
+        page_size: int = DEFAULT_PAGE_SIZE,
+        connect: Connect = rows.connect,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.created = False
+        self._reactor = reactor
+        self._now = now
+        self._durability = durability
+        self._page_size = page_size
+        self._connect = connect
+        # What the thread is to do, in order: commits as pairs, anything else as a callable; None ends it.
+        self._queue: SimpleQueue[_Commit | _Task | None] = SimpleQueue()
+        self._thread: Thread | None = None
+        # All below belongs to the store's thread.
+        self._connection: sqlite3.Connection | None = None
+        self._log_fd = -1
+        self._root: Entry | None = None
+        self._broken: StoreError | None = None
+        self._log_bytes = 0  # an upper estimate: SQLite does not tell without being asked
+        self._checkpoint_at = BUSY_LOG
+
+    # Reactor thread
+
+    def load(self) -> Deferred[Tree]:
+        """See L{IStore}."""
+        if self._thread is not None:
+            return fail(StoreError(EINVAL, f"{self.path}: is open already"))
+        self._start()
+
+        def failed(failure: Failure) -> Failure:
+            self._end()
+            return failure
+
+        return self._deferred(self._load).addErrback(failed)
+
+    def commit(self, delta: Delta, settled: Settled) -> None:
+        """See L{IStore}."""
+        if self._thread is None:
+            _tell(settled, self._closed())
+        else:
+            self._queue.put((delta, settled))
+
+    def synchronise(self, settled: Settled) -> None:
+        """See L{IStore}."""
+
+        def task() -> None:
+            outcome = self._broken
+            if outcome is None:
+                try:
+                    os.fdatasync(self._log_fd)
+                except OSError as error:
+                    outcome = StoreError(error.errno or EIO, f"{self.path}-wal: {error.strerror}")
+            _tell(settled, outcome)
+
+        if self._thread is None:
+            _tell(settled, self._closed())
+        else:
+            self._queue.put(task)
+
+    def recover(self, tree: Tree) -> Deferred[None]:
+        """See L{IStore}."""
+        return self._deferred(lambda: self._recover(tree))
+
+    def close(self) -> Deferred[None]:
+        """See L{IStore}."""
+        if self._thread is None:
+            return succeed(None)
+        closed = self._deferred(self._close)
+        thread = self._end()
+
+        def joined(result: T) -> T:
+            if thread is not None and thread is not current_thread():
+                thread.join()  # it has nothing left to do
+            return result
+
+        return closed.addBoth(joined)
+
+    # The same, waiting: for a start before the reactor runs
+
+    def open(self) -> Tree:
+        """L{load}, while no reactor runs.
+
+        @raise TreeDefect: as for L{load}.
+        @raise StoreError: as for L{load}.
+        """
+        if self._thread is not None:
+            raise StoreError(EINVAL, f"{self.path}: is open already")
+        self._start()
+        try:
+            return self._waited_for(self._load)
+        except BaseException:
+            self._end()
+            raise
+
+    def commit_now(self, delta: Delta) -> None:
+        """L{commit}, while no reactor runs.
+
+        @raise StoreError: the commit failed.
+        """
+        outcomes: list[Exception | None] = []
+        self._waited_for(lambda: self._commit([(delta, outcomes.append)]))
+        if outcomes[0] is not None:
+            raise outcomes[0]
+
+    def close_now(self) -> None:
+        """L{close}, while no reactor runs."""
+        if self._thread is not None:
+            self._waited_for(self._close)
+            thread = self._end()
+            if thread is not None:
+                thread.join()
+
+    # How work gets to the thread, and its result back
+
+    def _start(self) -> None:
+        self.path = os.path.realpath(self.path)  # SQLite keeps the log beside the file itself
+        self._thread = Thread(target=self._run, name="pvecfs-store", daemon=True)
+        self._thread.start()
+
+    def _end(self) -> Thread | None:
+        """Have the thread end after what it was given; nothing is handed over any more."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+        return thread
+
+    def _closed(self) -> StoreError:
+        return StoreError(EIO, f"{self.path}: is not open")
+
+    def _waited_for(self, work: Callable[[], T]) -> T:
+        if self._thread is None:
+            raise self._closed()
+        future: Future[T] = Future()
+
+        def task() -> None:
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._queue.put(task)
+        return future.result()
+
+    def _deferred(self, work: Callable[[], T]) -> Deferred[T]:
+        """Have C{work} done by the thread in its turn; the Deferred fires on the reactor thread."""
+        if self._thread is None:
+            return fail(self._closed())
+        deferred: Deferred[T] = Deferred()
+
+        def task() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                self._reactor.callFromThread(deferred.errback, error)
+            else:
+                self._reactor.callFromThread(deferred.callback, result)
+
+        self._queue.put(task)
+        return deferred
+
+    # The store's thread
+
+    def _run(self) -> None:
+        queue = self._queue
+        patience: float | None = None
+        while True:
+            try:
+                first = queue.get(timeout=patience)
+            except Empty:
+                patience = self._rest(patience or 0.0)
+                continue
+            commits: list[_Commit] = []
+            for item in (first, *(queue.get_nowait() for _ in range(queue.qsize()))):
+                if isinstance(item, tuple):
+                    commits.append(item)
+                    continue
+                if commits:
+                    self._commit(commits)
+                    commits = []
+                if item is None:
+                    return
+                item()
+            if commits:
+                self._commit(commits)
+            patience = QUIET if self._log_bytes else None
+
+    def _rest(self, waited: float) -> float | None:
+        """Nothing was asked for C{waited} seconds: tidy up; return how long to wait for work now, None for ever."""
+        if self._log_bytes >= QUIET_LOG or waited > QUIET:
+            self._checkpoint(restart=True)
+            return IDLE if self._log_bytes else None
+        return IDLE
+
+    def _commit(self, commits: list[_Commit]) -> None:
+        if self._broken is None:
+            try:
+                self._write([delta for delta, _ in commits])
+            except Exception as error:
+                self._broken = self._failed(error)
+        outcome = self._broken
+        for _, settled in commits:
+            _tell(settled, outcome)
+        if self._log_bytes >= self._checkpoint_at and self._broken is None:
+            self._checkpoint()
+
+    def _failed(self, error: Exception) -> StoreError:
+        """Undo a transaction that failed."""
+        with suppress(sqlite3.Error):
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        if isinstance(error, StoreError):
+            return error
+        if isinstance(error, sqlite3.Error):
+            return rows.error_of(error, self.path)
+        _log.failure("a commit failed in a way that was not foreseen")
+        return StoreError(EIO, f"{self.path}: {error}")
+
+    def _write(self, deltas: list[Delta]) -> None:
+        """Commit C{deltas} as one transaction."""
+        connection = self._connection
+        if connection is None:
+            raise StoreError(EIO, f"{self.path}: is not open")
+        last = deltas[-1]
+        root = last.tree.root
+        if len(deltas) == 1 and len(last.stored) == 1 and not last.deleted:
+            # The usual case. One statement is a transaction of itself.
+            entry = last.stored[0]
+            connection.execute(rows.STORE_WITH_ROOT, rows.row_of(entry) + rows.root_row(root, last.synchronised))
+            written = len(entry.data)
+            count = 1
+        else:
+            stored: dict[int, Entry] = {}
+            deleted: dict[int, None] = {}
+            for delta in deltas:
+                for inode in delta.deleted:
+                    stored.pop(inode, None)
+                    deleted[inode] = None
+                for entry in delta.stored:
+                    deleted.pop(entry.inode, None)
+                    stored[entry.inode] = entry
+            if not stored and not deleted and root == self._root and not last.synchronised:
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            _store(connection, stored.values(), deleted)
+            connection.execute(rows.STORE_ROOT, rows.root_row(root, last.synchronised))
+            connection.execute("COMMIT")
+            written = sum(len(entry.data) for entry in stored.values())
+            count = len(stored) + len(deleted)
+        self._root = root
+        # Each row touches a page, some of the tree above it and of the list of free pages, and what its data fill.
+        self._log_bytes += written + written // 16 + (count * 3 + 2) * (self._page_size + 24)
+
+    def _checkpoint(self, restart: bool = False) -> None:
+        """Copy the log into the database and have the disk hold it; the log's file is then used from its start.
+
+        @param restart: also do what the next commit would have to wait for: the sync that begins a new log.
+        """
+        connection = self._connection
+        if connection is None or self._broken is not None:
+            return
+        try:
+            busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if busy or copied < frames:  # someone reads an old state, a backup for instance
+                self._log_bytes = frames * (self._page_size + 24)
+                self._checkpoint_at = self._log_bytes + BUSY_LOG
+                return
+            self._log_bytes = 0
+            self._checkpoint_at = BUSY_LOG
+            if restart and frames:
+                self._touch(connection)
+        except sqlite3.Error as error:
+            # The commits are in the log; if there is more to it, the next commit finds out.
+            self._failed(error)
+            self._checkpoint_at = self._log_bytes + BUSY_LOG
+            _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
+
+    def _touch(self, connection: sqlite3.Connection) -> None:
+        """Write row 0 as it is: a transaction that changes nothing, in two steps, as SQLite writes no equal page."""
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE tree SET type = 12 - type WHERE inode = 0")  # 4 and 8
+        connection.execute("UPDATE tree SET type = 12 - type WHERE inode = 0")
+        connection.execute("COMMIT")
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+        if connection is None:
+            return
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
+        connection.close()
+
+    # Opening
+
+    def _load(self) -> Tree:
+        try:
+            return self._opened()
+        except BaseException:
+            self._close()
+            raise
+
+    def _opened(self) -> Tree:
+        if self._durability not in SYNCHRONOUS:
+            raise StoreError(EINVAL, f"durability is one of {', '.join(SYNCHRONOUS)}, not {self._durability!r}")
+        if not os.path.lexists(self.path):
+            create(self.path, Tree.new(int(self._now())), self._page_size, self._connect)
+        tree: Tree | None = None
+        with rows.reading(self.path, True, self._connect) as connection:
+            if rows.check_schema(connection, self.path):
+                tree = read_tree(connection, self.path)
+        try:
+            os.chmod(self.path, 0o600)
+            connection = self._open()
+            if tree is None:
+                tree = Tree.new(int(self._now()))
+                write_new(connection, tree)
+        except sqlite3.Error as error:
+            raise rows.error_of(error, self.path) from error
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(error.errno or EIO, f"{self.path}: {error.strerror}") from error
+        self._root = tree.root
+        self.created = tree.version == 1 and len(tree) == 1
+        return tree
+
+    def _open(self) -> sqlite3.Connection:
+        """Open the database for writing."""
+        connection = self._connect(rows.uri(self.path, "rw"))
+        self._connection = connection
+        if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+            raise StoreError(EINVAL, f"{self.path}: no write-ahead log is possible on this file system")
+        for pragma in (
+            f"synchronous={SYNCHRONOUS[self._durability]}",
+            "wal_autocheckpoint=0",
+            f"journal_size_limit={BUSY_LOG}",
+            # Debian's SQLite overwrites freed pages with zeros, which doubles what a large write costs; FAST does it
+            # only where the page is written anyway.
+            "secure_delete=FAST",
+            "cache_size=-8000",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        self._page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        # SQLite has made the log with this first read, if there was none. Kept open to be synced.
+        log = self.path + "-wal"
+        self._log_fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+        self._log_bytes = os.stat(log).st_size
+        sync_directory(self.path)
+        return connection
+
+    def _recover(self, tree: Tree) -> None:
+        """Open the database anew and write what differs from C{tree}."""
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+        try:
+            connection = self._open()
+            wanted = {entry.inode: entry for entry in tree.entries() if entry.inode != ROOT_INODE}
+            surplus = []
+            for entry in rows.read_rows(connection):
+                if entry.inode == ROOT_INODE:
+                    continue
+                if entry.inode not in wanted:
+                    surplus.append(entry.inode)
+                elif wanted[entry.inode] == entry:
+                    del wanted[entry.inode]
+            connection.execute("BEGIN IMMEDIATE")
+            _store(connection, wanted.values(), surplus)
+            connection.execute(rows.STORE_ROOT, rows.root_row(tree.root))
+            connection.execute("COMMIT")
+            self._touch(connection)  # there may have been nothing to write: try whether it can
+        except Exception as error:
+            self._broken = self._failed(error)
+            raise self._broken from error
+        self._root = tree.root
+        self._broken = None
+
+
+def _tell(settled: Settled, outcome: StoreError | None) -> None:
+    try:
+        settled(outcome)
+    except Exception:
+        _log.failure("a commit's callback failed")
+
+
+def _store(connection: sqlite3.Connection, stored: Iterable[Entry], deleted: Iterable[int]) -> None:
+    connection.executemany(rows.DELETE, [(rows.signed(inode),) for inode in deleted])
+    connection.executemany(rows.STORE, map(rows.row_of, stored))
+
+
+def read_tree(connection: sqlite3.Connection, path: str) -> Tree | None:
+    """The tree in the database, C{None} when there is no row at all.
+
+    @raise TreeDefect: the rows are no tree; the message begins with C{path}.
+    """
+    try:
+        entries, root = rows.split_root(rows.read_rows(connection))
+        return None if root is None else Tree.load(entries, root)
+    except TreeDefect as defect:
+        raise TreeDefect(f"{path}: {defect}") from defect
+
+
+def write_new(connection: sqlite3.Connection, tree: Tree) -> None:
+    """Write all of C{tree} into a database without rows, in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(rows.SCHEMA)
+    _store(connection, (entry for entry in tree.entries() if entry.inode != ROOT_INODE), ())
+    connection.execute(rows.STORE_ROOT, rows.root_row(tree.root))
+    connection.execute("COMMIT")
+
+
+def create(path: str, tree: Tree, page_size: int = DEFAULT_PAGE_SIZE, connect: Connect = rows.connect) -> None:
+    """Make a database that holds C{tree}, of mode 0600 and in WAL mode: whole and on the disk, or not at all.
+
+    @raise StoreError: something is at C{path} already, or it cannot be written.
+    """
+    if page_size not in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
+        raise StoreError(EINVAL, f"{page_size} is no page size: a power of two from 512 to 65536")
+
+    def fill(temporary: str) -> None:
+        connection = connect(rows.uri(temporary, "rw"))
+        try:
+            connection.execute(f"PRAGMA page_size={page_size}")
+            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            write_new(connection, tree)
+        finally:
+            connection.close()
+
+    place(path, fill, False)
+
+
+def place(path: str, fill: Callable[[str], None], replace: bool) -> None:
+    """Have C{fill} make a database in a new, empty file beside C{path}, then move it there, on stable storage.
+
+    @param replace: there may be a database at C{path}; it is gone afterwards, with its log.
+    @raise StoreError: it failed, and all is as before; or something is at C{path} and C{replace} is not set.
+    """
+    temporary = f"{path}.new"
+    try:
+        if not replace and os.path.lexists(path):
+            raise StoreError(EINVAL, f"{path}: exists already")
+        _remove(temporary)
+        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            fill(temporary)
+            for suffix in ("-wal", "-journal"):
+                if os.path.exists(temporary + suffix):
+                    raise StoreError(EIO, f"{temporary}{suffix}: was left, so the database is not whole")
+            os.chmod(temporary, 0o600)
+            _sync(temporary)
+            _retire_logs(path)
+            os.rename(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                _remove(temporary)
+            raise
+        sync_directory(path)
+    except sqlite3.Error as error:
+        raise rows.error_of(error, path) from error
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(error.errno or EIO, f"{path}: {error.strerror}") from error
+
+
+def _remove(path: str) -> None:
+    """Remove a database and what SQLite keeps beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with suppress(FileNotFoundError):
+            os.unlink(path + suffix)
+
+
+def _retire_logs(path: str) -> None:
+    """Put aside the log of a database that is gone, or about to be: SQLite would play it into the new one."""
+    for suffix in ("-wal", "-journal"):
+        if rows.size(path + suffix):
+            _log.warn("{path}: put aside as {path}.old, it belongs to another database", path=path + suffix)
+            os.rename(path + suffix, f"{path}{suffix}.old")
+    for suffix in ("-wal", "-shm", "-journal"):
+        with suppress(FileNotFoundError):
+            os.unlink(path + suffix)
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Have the disk know the names in the directory of C{path}."""
+    _sync(os.path.dirname(os.path.abspath(path)))
