@@ -1,0 +1,293 @@
+"""The daemon: every room's services put together, started in order and stopped in order (60-operation.md).
+
+The start happens before the reactor runs, so that a failed one is an exit code and one line. It leaves nothing behind:
+each step that holds something says how to undo it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import inlineCallbacks
+from twisted.internet.utils import getProcessOutputAndValue
+
+from pvecfs.fuse.mount import FuseMount, MountFailed
+from pvecfs.interfaces import IProposer
+from pvecfs.ipc.service import IpcService
+from pvecfs.log import logger, set_verbose
+from pvecfs.node import host
+from pvecfs.node.cluster import ClusterNode
+from pvecfs.node.host import StartFailed
+from pvecfs.node.hostconf import TREE_NAME
+from pvecfs.node.ledger import Ledger
+from pvecfs.node.local import LocalProposer
+from pvecfs.node.status import StatusService
+from pvecfs.node.view import NodeView
+from pvecfs.replica.kvstore import StatusReplica
+from pvecfs.replica.member import Instant
+from pvecfs.rrd.sink import RoundRobinSink
+from pvecfs.store.errors import StoreError
+from pvecfs.store.lockfile import LockFile
+from pvecfs.store.sqlite import SqliteStore
+from pvecfs.tree.admission import Limits
+from pvecfs.tree.errors import TreeDefect
+from pvecfs.tree.locks import LockClocks
+
+if TYPE_CHECKING:
+    from twisted.internet.base import ReactorBase
+
+    from pvecfs.tap import Options
+    from pvecfs.tree.tree import Tree
+
+DATABASE = "config.db"
+LOCK_FILE = ".pmxcfs.lockfile"
+LOCK_WAIT = 10.0
+"""Seconds of retries for the lock of a database that another daemon may be about to give up."""
+
+STOP_DEADLINE = 4.5
+"""Seconds after which a stop that hangs is ended the hard way; 5 are promised."""
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds that a busy Python thread may keep others from running: each file operation may wait that long."""
+
+MIB = 1024 * 1024
+
+_log = logger("daemon")
+
+
+def instant() -> Instant:
+    """Now: wall clock for message headers, monotonic clock for ages."""
+    return Instant(int(time.time()), time.monotonic())
+
+
+class NodeService(Service):
+    """One node of the filesystem."""
+
+    def __init__(self, reactor: ReactorBase, options: Options) -> None:
+        self._reactor = reactor
+        self._options = options
+        self._undo = ExitStack()
+        self._stop_steps: list[tuple[str, Callable[[], Any]]] = []
+
+    # Starting
+
+    def startService(self) -> None:
+        """Start everything.
+
+        @raise StartFailed: one line that says why; nothing is left behind.
+        """
+        super().startService()
+        try:
+            self._start()
+        except (StartFailed, StoreError, TreeDefect, MountFailed, OSError) as error:
+            self._undo.close()
+            _log.critical("cannot start: {reason}", reason=error)
+            sys.excepthook = _print_start_failure
+            raise error if isinstance(error, StartFailed) else StartFailed(str(error)) from error
+
+    def _start(self) -> None:
+        options, undo = self._options, self._undo
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        set_verbose(bool(options["debug"]))
+        name = options["node-name"] or host.short_host_name()
+        address = host.checked_address(options["node-ip"]) if options["node-ip"] else host.first_address(name)
+        is_root = os.geteuid() == 0
+        if not is_root and not options["local"]:
+            raise StartFailed("a cluster node needs root; use --local to run in local mode")
+        group = host.group_id(options["group"]) if is_root else os.getegid()
+
+        state = Path(options["state-dir"])
+        run = Path(options["run-dir"])
+        host.make_directory(state, host.STATE_MODE, None)
+        host.make_directory(run, host.RUN_MODE, group)
+        lock = LockFile(state / LOCK_FILE)
+        self._acquire(lock)
+        undo.callback(lock.release)
+        self._stop_steps.append(("the lock", lock.release))
+
+        store = SqliteStore(state / DATABASE, self._reactor, durability=options["durability"])
+        tree = store.open()
+        undo.callback(store.close_now)
+        self._stop_steps.append(("the database", store.close))
+        conf = Path(options["corosync-conf"])
+        if store.created and not options["local"] and conf.is_file():
+            tree = self._import(store, tree, conf)
+        in_cluster = not options["local"] and tree.lookup(TREE_NAME) is not None
+
+        limits = Limits(options["max-size"] * MIB, options["max-entries"])
+        view = NodeView(tree, name.encode(), limits, not in_cluster, bool(options["debug"]), set_verbose)
+        ledger = Ledger(self._reactor, store, view)
+        sink = RoundRobinSink(self._reactor, options["rrd-dir"], options["rrdcached-socket"])
+        replica = StatusReplica(name.encode(), os.getpid(), int(time.time()), address.encode())
+        status = StatusService(replica, sink, instant)
+        view.make_document = lambda document: status.document(document, view.tree)
+        locks = LockClocks(options["lock-timeout"])
+        proposer: IProposer
+        cluster: ClusterNode | None = None
+        if in_cluster:
+            cluster = self._cluster(ledger, view, status, locks, limits, conf)
+            proposer = cluster.proposer
+            undo.callback(cluster.stopService)
+            self._stop_steps.append(("the groups", cluster.stopService))
+        else:
+            proposer = LocalProposer(ledger, limits, time.time, time.monotonic, locks)
+        sink.startService()
+        undo.callback(sink.stopService)
+        self._stop_steps.append(("the round-robin databases", sink.stopService))
+        status.begin()
+
+        mount = FuseMount(
+            self._reactor,
+            view,
+            proposer,
+            options["mountpoint"],
+            gid=group,
+            uid=os.geteuid(),
+            allow_other=is_root,
+            on_lost=self._mount_lost,
+        )
+        mount.startService()
+        undo.callback(mount.abort)
+        self._stop_steps.append(("the mount", mount.stopService))
+        ledger.kernel_cache = mount.kernel_cache
+        view.modes_changed = mount.kernel_cache.modes_changed
+
+        if cluster is not None:
+            cluster.startService()
+        if not options["no-ipc"]:
+            owner = (0, 0) if is_root else (os.geteuid(), os.getegid())
+            ipc = IpcService(self._reactor, options["ipc-name"], view, status, group, owner)
+            ipc.startService()
+            undo.callback(ipc.stopService)
+            self._stop_steps.append(("the IPC service", ipc.stopService))
+        host.clear_restart_flag(run)
+        self._stop_steps.append(("the restart flag", lambda: host.set_restart_flag(run, group)))
+        undo.pop_all()
+        self._reactor.callWhenRunning(self._running)
+        _log.info(
+            "node {name} ({address}), {mode}, {count} entries, on {mountpoint}",
+            name=name,
+            address=address,
+            mode="in a cluster" if in_cluster else "in local mode",
+            count=len(tree),
+            mountpoint=options["mountpoint"],
+        )
+
+    def _running(self) -> None:
+        """The reactor runs: signals are ours, so that an orderly stop exits with 0; and we are ready."""
+        for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
+            signal.signal(number, self._signalled)
+        host.notify_service_supervisor("READY=1")
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._stop_by_signal, number)
+
+    def _stop_by_signal(self, number: int) -> None:
+        _log.info("received {signal}, stopping", signal=signal.Signals(number).name)
+        if self._reactor.running:
+            self._reactor.stop()
+
+    def _acquire(self, lock: LockFile) -> None:
+        deadline = time.monotonic() + LOCK_WAIT
+        told = False
+        while not lock.try_acquire():
+            if time.monotonic() >= deadline:
+                raise StartFailed(f"{lock.path} is locked: another daemon uses this database")
+            if not told:
+                _log.info("waiting for the lock of {path}", path=lock.path)
+                told = True
+            time.sleep(0.1)  # the reactor does not run yet
+
+    def _import(self, store: SqliteStore, tree: Tree, conf: Path) -> Tree:
+        """First start: the host's corosync.conf becomes the cluster's."""
+        delta = tree.imported(TREE_NAME, conf.read_bytes(), int(time.time()))
+        store.commit_now(delta)
+        _log.info("imported {path}", path=conf)
+        return delta.tree
+
+    def _cluster(
+        self,
+        ledger: Ledger,
+        view: NodeView,
+        status: StatusService,
+        locks: LockClocks,
+        limits: Limits,
+        conf: Path,
+    ) -> ClusterNode:
+        raise NotImplementedError
+
+    # Running
+
+    def _mount_lost(self) -> None:
+        """Somebody unmounted us. Without a mount there is nothing to serve."""
+        _log.critical("the mount was taken away, stopping")
+        self._exit_with_failure()
+        if self._reactor.running:
+            self._reactor.stop()
+
+    def _exit_with_failure(self) -> None:
+        """Make the exit code 1, after twistd has cleaned up: it has no other way to say so."""
+
+        def leave() -> None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+        atexit.register(leave)
+
+    def _run_command(self, command: tuple[str, ...]) -> None:
+        """Run C{command} and log how it ended."""
+
+        def ended(result: tuple[bytes, bytes, int]) -> None:
+            output, errors, code = result
+            if code:
+                text = (output + errors).decode("utf-8", "replace").strip()
+                _log.error("{command} failed with {code}: {text}", command=" ".join(command), code=code, text=text)
+
+        d = getProcessOutputAndValue(command[0], command[1:], os.environ, reactor=self._reactor)
+        d.addCallbacks(
+            ended,
+            lambda failure: _log.error("cannot run {command}: {reason}", command=command[0], reason=failure.value),
+        )
+
+    # Stopping
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Stop everything, last started first; fires when it is over."""
+        super().stopService()
+        host.notify_service_supervisor("STOPPING=1")
+        give_up = self._reactor.callLater(STOP_DEADLINE, _give_up)
+        while self._stop_steps:
+            what, stop = self._stop_steps.pop()
+            try:
+                yield stop()
+            except Exception as error:
+                _log.failure("stopping {what}: {error}", what=what, error=error)
+        give_up.cancel()
+
+
+def _give_up() -> None:
+    _log.critical("the stop takes too long, ending now")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _print_start_failure(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """A failed start is one line; anything else keeps its traceback."""
+    if isinstance(error, StartFailed):
+        print(f"pvecfs: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)

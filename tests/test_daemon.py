@@ -1,0 +1,308 @@
+"""C{twistd pvecfs --local} as a user meets it: start, work, stop, crash, wrong input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import TestCase
+
+from tests.daemons import TWISTD, DaemonProcess, is_mounted, temporary_base, twistd_environment
+from tests.needs import needs_fuse, needs_root
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class DaemonCase(TestCase):
+    """A directory for one daemon, cleaned up whatever happens."""
+
+    timeout = 120
+
+    def setUp(self) -> None:
+        self.base = temporary_base()
+        self.addCleanup(shutil.rmtree, self.base, ignore_errors=True)
+        self.daemon = self.new_daemon()
+
+    def new_daemon(self, *options: str) -> DaemonProcess:
+        daemon = DaemonProcess(self.base, "--local", *options)
+        self.addCleanup(daemon.clean)
+        return daemon
+
+
+@needs_root()
+@needs_fuse()
+class Life(DaemonCase):
+    def test_new_database(self) -> None:
+        self.daemon.start()
+        mount = self.daemon.mount
+        self.assertTrue(is_mounted(mount))
+        (mount / "nodes/n1/qemu-server").mkdir(parents=True)
+        (mount / "local/qemu-server/100.conf").write_text("name: web\n")
+        self.assertIn('"100": { "node": "n1", "type": "qemu"', (mount / ".vmlist").read_text())
+        self.assertEqual(stat.S_IMODE(os.stat(self.daemon.database).st_mode), 0o600)
+        self.assertEqual(stat.S_IMODE(os.stat(self.daemon.state).st_mode), 0o750)
+        self.assertEqual(stat.S_IMODE(os.stat(self.daemon.run).st_mode), 0o750)
+        code, seconds = self.daemon.stop()
+        self.assertEqual(code, 0)
+        self.assertLess(seconds, 5)
+        self.assertFalse(is_mounted(mount))
+        flag = self.daemon.run / "cfs-restart-flag"
+        self.assertEqual(stat.S_IMODE(os.stat(flag).st_mode), 0o440)
+        self.daemon.start()
+        self.assertFalse(flag.exists())
+        self.assertEqual((mount / "qemu-server/100.conf").read_text(), "name: web\n")
+
+    def test_recorded_database(self) -> None:
+        self.daemon.state.mkdir()
+        shutil.copy(GOLDEN / "config.db", self.daemon.database)
+        self.daemon.start()
+        self.assertEqual((self.daemon.mount / "nodes/n2/qemu-server/100.conf").stat().st_size, 23)
+        self.assertEqual(os.stat(os.fsencode(self.daemon.mount) + b"/nodes/n1/not\xc3\xa9s.txt").st_size, 10)
+
+    def test_every_stopping_signal_exits_with_0(self) -> None:
+        for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
+            self.daemon.start()
+            self.assertEqual(self.daemon.stop(number)[0], 0, number)
+
+    def test_kill_and_restart(self) -> None:
+        self.daemon.start()
+        (self.daemon.mount / "kept").write_text("x")
+        self.daemon.kill()
+        with self.assertRaises(OSError):  # the mount is stale
+            os.listdir(self.daemon.mount)
+        self.daemon.start()
+        self.assertEqual((self.daemon.mount / "kept").read_text(), "x")
+
+    def test_stop_with_an_open_file_and_a_working_directory_in_it(self) -> None:
+        self.daemon.start()
+        path = self.daemon.mount / "open"
+        path.write_text("x")
+        client = subprocess.Popen(["sleep", "30"], cwd=self.daemon.mount, stdin=path.open())
+        self.addCleanup(client.wait)
+        self.addCleanup(client.kill)
+        with path.open() as held:
+            code, seconds = self.daemon.stop()
+            self.assertEqual(code, 0)
+            self.assertLess(seconds, 5)
+            self.assertFalse(held.closed)
+        self.assertFalse(is_mounted(self.daemon.mount))
+
+    def test_mount_taken_away(self) -> None:
+        self.daemon.start()
+        subprocess.run(["umount", str(self.daemon.mount)], check=True, timeout=10)
+        assert self.daemon.process is not None
+        self.assertEqual(self.daemon.process.wait(10), 1)
+        sqlite3.connect(self.daemon.database).execute("SELECT * FROM tree").fetchall()
+
+    def test_debug_switch(self) -> None:
+        self.daemon.start()
+        switch = self.daemon.mount / ".debug"
+        self.assertEqual(switch.read_text(), "0\n")
+        subprocess.run(f"echo 1 > {switch}", shell=True, check=True, timeout=10)
+        self.assertEqual(switch.read_text(), "1\n")
+        subprocess.run(f"echo 0 > {switch}", shell=True, check=True, timeout=10)
+        self.assertEqual(switch.read_text(), "0\n")
+
+    def test_many_configs(self) -> None:
+        """10,000 VM configs of 1 KiB."""
+        self.daemon.start()
+        directory = self.daemon.mount / "nodes/n1/qemu-server"
+        directory.mkdir(parents=True)
+        self.daemon.stop()
+        with sqlite3.connect(self.daemon.database) as db:
+            parent, version = db.execute(
+                "SELECT inode, (SELECT version FROM tree WHERE inode = 0) FROM tree WHERE name = 'qemu-server'"
+            ).fetchone()
+            db.executemany(
+                "INSERT INTO tree VALUES (?, ?, ?, 0, 1, 8, ?, ?)",
+                (
+                    (version + i, parent, version + i, f"{1000 + i}.conf", b"memory: 512\n" * 85)
+                    for i in range(1, 10001)
+                ),
+            )
+            db.execute("UPDATE tree SET version = version + 10000 WHERE inode = 0")
+        seconds = self.daemon.start()
+        self.assertEqual(len(os.listdir(directory)), 10000)
+        self.assertIn(b'"11000": { "node": "n1"', (self.daemon.mount / ".vmlist").read_bytes())
+        self.assertLess(seconds, 30)  # measured in benchmarks; here only: not absurd
+
+    def test_cluster_without_corosync_is_read_only(self) -> None:
+        self.daemon.start()
+        (self.daemon.mount / "corosync.conf").write_text("totem {\n  config_version: 1\n}\n")
+        self.daemon.stop()
+        self.daemon.options.remove("--local")
+        self.daemon.start()
+        self.assertEqual(stat.S_IMODE(os.lstat(self.daemon.mount / "local").st_mode), 0o555)
+        self.assertIn("config_version", (self.daemon.mount / "corosync.conf").read_text())
+        with self.assertRaises(PermissionError):
+            (self.daemon.mount / "new").write_text("x")
+        code, seconds = self.daemon.stop()
+        self.assertEqual(code, 0)
+        self.assertLess(seconds, 5)
+
+    def test_first_start_imports_corosync_conf(self) -> None:
+        conf = b"totem {\n  config_version: 3\n}\n"
+        (self.base / "corosync.conf").write_bytes(conf)
+        self.daemon.options.remove("--local")
+        self.daemon.start()
+        self.assertEqual((self.daemon.mount / "corosync.conf").read_bytes(), conf)
+        self.daemon.stop()
+        with sqlite3.connect(self.daemon.database) as db:
+            rows = db.execute("SELECT inode, version, writer, name, data FROM tree ORDER BY inode").fetchall()
+        self.assertEqual([row[:4] for row in rows], [(0, 3, 0, "__version__"), (2, 3, 0, "corosync.conf")])
+        self.assertEqual(bytes(rows[1][4]), conf)
+
+
+@needs_root()
+@needs_fuse()
+class Crashes(DaemonCase):
+    timeout = 300
+
+    def test_kill_in_the_middle_of_writes(self) -> None:
+        """kill -9 again and again under load: each acknowledged change is there, none is half there."""
+        self.daemon.start()
+        mount = self.daemon.mount
+        writer = (
+            "import os, sys, itertools\n"
+            "for i in itertools.count(int(sys.argv[2])):\n"
+            "    data = b'%08d' % i * 300\n"
+            "    with open(sys.argv[1] + '/f%d' % (i % 7), 'wb', 0) as f: f.write(data)\n"
+            "    os.rename(sys.argv[1] + '/f%d' % (i % 7), sys.argv[1] + '/g%d' % (i % 7))\n"
+            "    os.write(1, b'%d\\n' % i)\n"
+        )
+        number = 0
+        for _ in range(int(os.environ.get("PVECFS_KILLS", "8"))):
+            process = subprocess.Popen(
+                [TWISTD[0], "-c", writer, str(mount), str(number)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.2)
+            self.daemon.kill()
+            acknowledged = process.communicate(timeout=10)[0].split()
+            self.daemon.start()
+            number = int(acknowledged[-1]) if acknowledged else number
+            for i in range(max(0, number - 5), number + 1):
+                found = (mount / f"g{i % 7}").read_bytes()
+                self.assertEqual((len(found), found[:8] * 300), (2400, found))
+                self.assertGreaterEqual(int(found[:8]), i)
+            number += 7
+
+
+@needs_fuse()
+class WrongInput(DaemonCase):
+    """One clear line, an exit code that is not 0, nothing mounted or half made."""
+
+    def refused(self, *options: str, daemon: DaemonProcess | None = None) -> str:
+        """Start a daemon that must not start; return its message."""
+        daemon = daemon or self.daemon
+        result = subprocess.run(
+            [
+                *TWISTD,
+                "--nodaemon",
+                "--pidfile=",
+                "--logfile",
+                str(self.base / "refused.log"),
+                "pvecfs",
+                *daemon.options,
+                *options,
+            ],
+            capture_output=True,
+            cwd=self.base,
+            env=twistd_environment(),
+            timeout=30,
+            check=False,
+        )
+        self.assertNotEqual(result.returncode, 0)
+        message = result.stderr.decode()
+        self.assertNotIn("Traceback", message)
+        self.assertFalse(is_mounted(self.base / "mnt"))
+        return message.strip().splitlines()[-1]
+
+    def test_unknown_option(self) -> None:
+        self.assertIn("--colour", self.refused("--colour"))
+
+    def test_unexpected_argument(self) -> None:
+        self.assertIn("surprise", self.refused("surprise"))
+
+    def test_wrong_number(self) -> None:
+        self.assertIn("max-size", self.refused("--max-size", "none"))
+
+    def test_impossible_directory(self) -> None:
+        (self.base / "file").write_text("")
+        self.assertIn(str(self.base / "file"), self.refused("--state-dir", str(self.base / "file" / "state")))
+
+    def test_unknown_group(self) -> None:
+        if os.geteuid():
+            return
+        self.assertIn("no-such-group", self.refused("--group", "no-such-group"))
+
+    def test_unresolvable_name(self) -> None:
+        index = self.daemon.options.index("--node-ip")
+        del self.daemon.options[index : index + 2]
+        self.assertIn("no-such-host.invalid", self.refused("--node-name", "no-such-host.invalid"))
+
+    def test_address_that_is_none(self) -> None:
+        self.assertIn("300.1.1.1", self.refused("--node-ip", "300.1.1.1"))
+
+    def test_file_instead_of_a_mountpoint(self) -> None:
+        self.daemon.mount.write_text("")
+        self.assertIn(str(self.daemon.mount), self.refused())
+
+    def test_not_a_database(self) -> None:
+        self.daemon.state.mkdir()
+        self.daemon.database.write_bytes(b"something else" * 1000)
+        self.assertIn(str(self.daemon.database), self.refused())
+        self.assertEqual(self.daemon.database.read_bytes(), b"something else" * 1000)
+
+    def test_database_with_a_defect(self) -> None:
+        self.daemon.state.mkdir()
+        shutil.copy(GOLDEN / "config.db", self.daemon.database)
+        with sqlite3.connect(self.daemon.database) as db:
+            db.execute("INSERT INTO tree VALUES (900, 12, 900, 1, 1, 8, 'crm_commands', NULL)")
+        db.close()
+        before = self.daemon.database.read_bytes()
+        self.assertIn("crm_commands", self.refused())
+        self.assertEqual(self.daemon.database.read_bytes(), before)
+
+    def test_second_daemon(self) -> None:
+        self.daemon.start()
+        other = DaemonProcess(
+            self.base, "--local", "--mountpoint", str(self.base / "other"), "--ipc-name", "pvecfs-other"
+        )
+        self.assertIn("another daemon", self.refused_beside(other))
+
+    def refused_beside(self, other: DaemonProcess) -> str:
+        result = subprocess.run(
+            [
+                *TWISTD,
+                "--nodaemon",
+                "--pidfile=",
+                "--logfile",
+                str(self.base / "refused.log"),
+                "pvecfs",
+                *other.options,
+            ],
+            capture_output=True,
+            cwd=self.base,
+            env=twistd_environment(),
+            timeout=30,
+            check=False,
+        )
+        self.assertNotEqual(result.returncode, 0)
+        self.assertFalse(is_mounted(self.base / "other"))
+        return result.stderr.decode()
+
+    def test_nothing_is_left_by_a_failed_start(self) -> None:
+        self.daemon.mount.write_text("")
+        self.refused()
+        self.assertEqual(
+            sorted(path.name for path in self.base.iterdir() if path.name != "refused.log"), ["mnt", "run", "state"]
+        )
+        self.assertNotIn("cfs-restart-flag", os.listdir(self.daemon.run))
