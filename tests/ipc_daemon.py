@@ -47,7 +47,7 @@ class Questions(LineOnlyReceiver):
     def connectionLost(self, reason: object = None) -> None:
         if self.service.running:
             self.service.stopService()
-        reactor.callWhenRunning(reactor.stop)  # type: ignore[attr-defined]  # the module is the reactor
+        reactor.callWhenRunning(reactor.stop)
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     service = IpcService(reactor, name, MemoryView(tree), MemoryStatus(), read_gid)
     service.startService()
     stdio.StandardIO(Questions(service))
-    reactor.run()  # type: ignore[attr-defined]  # the module is the reactor
+    reactor.run()
 
 
 if __name__ == "__main__":

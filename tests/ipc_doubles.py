@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from pvecfs.interfaces import INodeView, IStatus
 from pvecfs.tree.changes import Create, Mkdir, Write
-from pvecfs.tree.entry import Entry
+from pvecfs.tree.entry import DT_DIR, Entry
 from pvecfs.tree.errors import OperationError
 from pvecfs.tree.tree import Tree
 
@@ -26,16 +26,11 @@ _MAX_VALUE = 32768
 def golden_tree() -> Tree:
     """The tree of the recorded database."""
     with sqlite3.connect(f"file:{GOLDEN / 'config.db'}?mode=ro&immutable=1", uri=True) as database:
-        columns = "inode, parent, version, writer, mtime, type, cast(name as blob), data"
-        entries = [Entry(*row[:7], row[7] or b"") for row in database.execute(f"select {columns} from tree")]
+        columns = "inode, parent, version, writer, mtime, type, cast(name as blob), coalesce(data, x'')"
+        rows = [Entry(*row) for row in database.execute(f"select {columns} from tree order by inode")]
     database.close()
-    root = next(entry for entry in entries if entry.inode == 0)
-    return Tree.load((entry for entry in entries if entry.inode), replace_root(root))
-
-
-def replace_root(row: Entry) -> Entry:
-    """The root of the database's row 0."""
-    return Entry(0, 0, row.version, row.writer, row.mtime, 4, b"")
+    root, *entries = rows
+    return Tree.load(entries, Entry(0, 0, root.version, root.writer, root.mtime, DT_DIR, b""))
 
 
 def with_file(tree: Tree, path: bytes, data: bytes) -> Tree:
@@ -93,10 +88,12 @@ class MemoryStatus:
 
     def __init__(self) -> None:
         self.values: dict[tuple[bytes, bytes], bytes] = {(b"tasklist", b"n2"): b'[{"upid":1}]'}
-        text = (GOLDEN / "status.clusterlog.n1").read_bytes().decode("latin-1")
-        lines = re.findall(r"^(\{.+\}),?$", text, re.MULTILINE)
-        # The recorded text is not JSON where the reference leaves \x as it is; the double keeps it raw.
-        self.entries = [Logged(**json.loads(line.replace("\\x", "\\\\x").replace('\\\\"d', '\\"d'))) for line in lines]
+        self.entries = []
+        for line in (GOLDEN / "status.clusterlog.n1").read_bytes().decode().splitlines():
+            # Not JSON: the reference's text has bare backslashes. It is kept as it is.
+            match = re.fullmatch(r'(\{"uid".*), "msg": "(.*)"\},?', line)
+            if match is not None:
+                self.entries.append(Logged(**json.loads(match[1] + "}"), msg=match[2]))
 
     def set_value(self, key: bytes, value: bytes) -> None:
         if len(value) > _MAX_VALUE:
@@ -122,8 +119,8 @@ class MemoryStatus:
     def log_document(self, limit: int, ident: bytes) -> bytes:
         entries = [entry for entry in self.entries if not ident or entry.user.encode("latin-1") == ident]
         lines = ",\n".join(
-            f'{{"uid": {e.uid}, "time": {e.time}, "pri": {e.pri}, "tag": "{e.tag}", "pid": {e.pid}, "node": "{e.node}", '
-            f'"user": "{e.user}", "msg": "{e.msg}"}}'
+            f'{{"uid": {e.uid}, "time": {e.time}, "pri": {e.pri}, "tag": "{e.tag}", "pid": {e.pid}, '
+            f'"node": "{e.node}", "user": "{e.user}", "msg": "{e.msg}"}}'
             for e in entries[: limit or 50]
         )
         return f'{{\n"data": [\n{lines}\n]\n}}\n'.encode("latin-1", "replace")

@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
-from errno import ENOTCONN, EPROTO, ETIMEDOUT
+from errno import EAGAIN, EMSGSIZE, ENOTCONN, EPROTO, ETIMEDOUT
 from types import TracebackType
 
 from pvecfs.ipc import libqb
@@ -24,8 +24,8 @@ class Client:
     """A connection. Not to be shared by threads.
 
     Every request raises L{OperationError} with the errno of the reply, or another OSError when the service cannot be
-    asked: ECONNREFUSED (nobody there), EACCES (refused), ENOTCONN (gone), ETIMEDOUT. After ETIMEDOUT the connection
-    is closed, as the reply may come yet.
+    asked: ECONNREFUSED (nobody there), EACCES (refused), EMSGSIZE (the request is too large), ENOTCONN (gone),
+    ETIMEDOUT. After the last two the connection is closed: a late reply would be taken for the next one's.
 
     @param name: the service's.
     @param buffer: bytes of the largest request or reply. Rings of that size are made for each connection.
@@ -69,7 +69,7 @@ class Client:
         if result != 0:
             raise self._error(abs(result))
         self._connection = connection
-        self._size = max(self._buffer, self._libqb.ipcc_get_buffer_size(connection))
+        self._size: int = max(self._buffer, self._libqb.ipcc_get_buffer_size(connection))
         self._reply = ctypes.create_string_buffer(self._size)
 
     def close(self) -> None:
@@ -77,6 +77,12 @@ class Client:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._libqb.ipcc_disconnect(connection)
+
+    @property
+    def buffer_size(self) -> int:
+        """Bytes of the largest request or reply, as the connection has it: libqb may make more of what was asked."""
+        self._connected()
+        return self._size
 
     def request(self, request_id: int, body: bytes = b"") -> bytes:
         """Send a request, and return its reply's body."""
@@ -96,30 +102,26 @@ class Client:
         return self.receive()
 
     def send(self, request: bytes) -> None:
-        """Send the bytes of a request without waiting for the reply."""
-        self._check(self._libqb.ipcc_send(self._connected(), request, len(request)))
+        """Send the bytes of a request without waiting for the reply; EAGAIN when the ring is full of them."""
+        result = self._libqb.ipcc_send(self._connected(), request, len(request))
+        if result < 0:
+            if -result not in (EAGAIN, EMSGSIZE):
+                self.close()
+            raise self._error(-result)
 
     def receive(self) -> bytes:
         """Wait for a reply."""
         connection = self._connected()
-        result = self._check(
-            self._libqb.ipcc_recv(connection, self._reply, self._size, max(1, round(self._timeout * 1000)))
-        )
+        result = self._libqb.ipcc_recv(connection, self._reply, self._size, max(1, round(self._timeout * 1000)))
         if result < libqb.REPLY_HEADER.size:
             self.close()
-            raise self._error(EPROTO)
+            raise self._error(EPROTO if result >= 0 else ETIMEDOUT if result == -EAGAIN else -result)
         return ctypes.string_at(self._reply, result)
 
     def _connected(self) -> int:
         if self._connection is None:
             raise self._error(ENOTCONN)
         return self._connection
-
-    def _check(self, result: int) -> int:
-        if result < 0:
-            self.close()
-            raise self._error(-result)
-        return result
 
     def _error(self, errno: int) -> OSError:
         return OSError(errno, os.strerror(errno), f"IPC service {self._name}")

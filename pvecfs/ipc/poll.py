@@ -12,18 +12,18 @@ returns 1 when it has just freed what the call is about.)
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from errno import EEXIST, EIO, ENOENT
 from select import POLLHUP, POLLIN, POLLOUT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from twisted.internet.interfaces import IReadWriteDescriptor
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor, IReadWriteDescriptor, IWriteDescriptor
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from pvecfs.ipc import libqb
 
 if TYPE_CHECKING:
-    from twisted.internet.base import DelayedCall, ReactorBase
     from twisted.python.failure import Failure
 
 GREETING_SECONDS = 10.0
@@ -33,6 +33,18 @@ MAX_GREETINGS = 256
 """So many greetings may be waited for at once; libqb itself knows no limit, and anybody may connect."""
 
 _MAX_JOBS_AT_CLOSE = 1000
+
+_log = Logger(namespace="pvecfs.ipc")
+
+
+class PollReactor(Protocol):
+    """What is asked of the reactor: C{IReactorFDSet} and C{IReactorTime}, of which its own type knows nothing."""
+
+    def addReader(self, reader: IReadDescriptor) -> None: ...
+    def removeReader(self, reader: IReadDescriptor) -> None: ...
+    def addWriter(self, writer: IWriteDescriptor) -> None: ...
+    def removeWriter(self, writer: IWriteDescriptor) -> None: ...
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object) -> IDelayedCall: ...
 
 
 @implementer(IReadWriteDescriptor)
@@ -85,7 +97,7 @@ class ListeningDescriptor(Descriptor):
 class GreetingDescriptor(Descriptor):
     """A connection that has not said yet who it is. Its time is limited."""
 
-    deadline: DelayedCall | None = None
+    deadline: IDelayedCall | None = None
 
 
 class ReactorPoll:
@@ -95,14 +107,12 @@ class ReactorPoll:
     @ivar adding: the kind of descriptor that the next C{dispatch_add} brings.
     """
 
-    _log = Logger(namespace="pvecfs.ipc")
-
-    def __init__(self, reactor: ReactorBase) -> None:
+    def __init__(self, reactor: PollReactor) -> None:
         self._reactor = reactor
         self._descriptors: dict[int, Descriptor] = {}
         self._greetings: dict[int, GreetingDescriptor] = {}
         self._jobs: tuple[deque[tuple[int, int | None]], ...] = (deque(), deque(), deque())
-        self._run_call: DelayedCall | None = None
+        self._run_call: IDelayedCall | None = None
         self.adding: type[Descriptor] = ListeningDescriptor
         self.handlers = libqb.PollHandlers(
             libqb.JobAdd(self._job_add),
@@ -145,7 +155,7 @@ class ReactorPoll:
             if isinstance(descriptor, GreetingDescriptor):
                 self._await_greeting(descriptor)
         except BaseException:
-            self._log.failure("libqb's descriptor {fd} cannot be watched", fd=fd)
+            _log.failure("libqb's descriptor {fd} cannot be watched", fd=fd)
             return -EIO
         return 0
 
@@ -159,7 +169,7 @@ class ReactorPoll:
             descriptor.function = libqb.Dispatch(function)
             self._watch(descriptor)
         except BaseException:
-            self._log.failure("libqb's descriptor {fd} cannot be changed", fd=fd)
+            _log.failure("libqb's descriptor {fd} cannot be changed", fd=fd)
             return -EIO
         return 0
 
@@ -170,7 +180,7 @@ class ReactorPoll:
                 return -ENOENT
             self._remove(descriptor)
         except BaseException:
-            self._log.failure("libqb's descriptor {fd} cannot be removed", fd=fd)
+            _log.failure("libqb's descriptor {fd} cannot be removed", fd=fd)
             return -EIO
         return 0
 
@@ -180,7 +190,7 @@ class ReactorPoll:
             if self._run_call is None:
                 self._run_call = self._reactor.callLater(0, self._run_jobs)
         except BaseException:
-            self._log.failure("libqb's job cannot be taken")
+            _log.failure("libqb's job cannot be taken")
             return -EIO
         return 0
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 from errno import EACCES, EINVAL, EIO, EMSGSIZE, ENOMEM
-from typing import TYPE_CHECKING
 
 from twisted.application.service import Service
 from twisted.logger import Logger
 
 from pvecfs.interfaces import INodeView, IStatus
 from pvecfs.ipc import libqb
-from pvecfs.ipc.poll import ReactorPoll
+from pvecfs.ipc.poll import PollReactor, ReactorPoll
 from pvecfs.ipc.requests import Peer, Sources, answer
 from pvecfs.tree.errors import OperationError
-
-if TYPE_CHECKING:
-    from twisted.internet.base import ReactorBase
 
 SERVICE_ID = 1
 
@@ -30,6 +26,8 @@ MAX_CONNECTIONS = 1024
 
 _COPIED = 65536
 """A body up to this size is joined to its header; a larger one is handed to libqb as it is."""
+
+_log = Logger(namespace="pvecfs.ipc")
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -59,11 +57,9 @@ class IpcService(Service):
     @ivar owner: uid and gid of clients that may do everything.
     """
 
-    _log = Logger(namespace="pvecfs.ipc")
-
     def __init__(
         self,
-        reactor: ReactorBase,
+        reactor: PollReactor,
         name: str,
         view: INodeView,
         status: IStatus,
@@ -111,7 +107,7 @@ class IpcService(Service):
             raise OSError(-result, os.strerror(-result), self._ipc_name)
         self._service = service
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's has no annotations
-        self._log.info("IPC service {name} is open", name=self._ipc_name)
+        _log.info("IPC service {name} is open", name=self._ipc_name)
 
     def stopService(self) -> None:
         """Disconnect all clients and close the service. Nothing of it is left in /dev/shm."""
@@ -120,7 +116,7 @@ class IpcService(Service):
         if service is not None:
             self._libqb.ipcs_destroy(service)
             self._poll.close()
-            self._log.info("IPC service {name} is closed", name=self._ipc_name)
+            _log.info("IPC service {name} is closed", name=self._ipc_name)
 
     # libqb's side. No exception may leave these.
 
@@ -130,11 +126,11 @@ class IpcService(Service):
             self._libqb.ipcs_connection_stats_get(connection, stats, 0)
             pid = stats.client_pid
             if (uid, gid) != self._owner and gid != self._read_gid:
-                self._log.warn("refused IPC client: uid {uid}, gid {gid}, pid {pid}", uid=uid, gid=gid, pid=pid)
+                _log.warn("refused IPC client: uid {uid}, gid {gid}, pid {pid}", uid=uid, gid=gid, pid=pid)
                 return -EACCES
             buffer = self._libqb.ipcs_connection_get_buffer_size(connection)
             if not 0 < buffer <= MAX_BUFFER or len(self._connections) >= MAX_CONNECTIONS:
-                self._log.warn(
+                _log.warn(
                     "refused IPC client of pid {pid}: a buffer of {buffer} bytes, {count} clients are connected",
                     pid=pid,
                     buffer=buffer,
@@ -143,7 +139,7 @@ class IpcService(Service):
                 return -ENOMEM
             self._connections[connection] = Connection(uid, Peer(pid, (uid, gid) != self._owner), buffer)
         except BaseException:
-            self._log.failure("an IPC client cannot be accepted")
+            _log.failure("an IPC client cannot be accepted")
             return -EIO
         return 0
 
@@ -162,7 +158,7 @@ class IpcService(Service):
         try:
             self._process(connection, data)
         except BaseException:
-            self._log.failure("an IPC request could not be answered")
+            _log.failure("an IPC request could not be answered")
             self._disconnect_later(connection)
         return 0
 
@@ -179,11 +175,11 @@ class IpcService(Service):
             except OperationError as refused:
                 error = -(refused.errno or EIO)
             except Exception:
-                self._log.failure("IPC request {id} failed", id=request_id)
+                _log.failure("IPC request {id} failed", id=request_id)
                 error = -EIO
         if error == -EINVAL and not client.complained:
             client.complained = True
-            self._log.warn("malformed IPC request {id} of pid {pid}", id=request_id, pid=client.peer.pid)
+            _log.warn("malformed IPC request {id} of pid {pid}", id=request_id, pid=client.peer.pid)
         self._reply(connection, client, request_id, error, reply)
 
     def _received(self, client: Connection, data: int) -> tuple[int, bytes | None]:
@@ -223,9 +219,7 @@ class IpcService(Service):
             sent = self._libqb.ipcs_response_sendv(connection, parts, 2)
         if sent != size:
             # Its ring is full: it asks and never reads. There is no other way to tell it that a reply is missing.
-            self._log.warn(
-                "IPC client of pid {pid} takes no replies ({sent}): disconnected", pid=client.peer.pid, sent=sent
-            )
+            _log.warn("IPC client of pid {pid} takes no replies ({sent}): disconnected", pid=client.peer.pid, sent=sent)
             self._disconnect_later(connection)
 
     def _disconnect_later(self, connection: int) -> None:
