@@ -1,0 +1,229 @@
+"""What installs and starts pvecfs: plugin, unit, scripts, manual pages."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.machinery
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from twisted.application.service import IServiceMaker
+from twisted.plugin import getPlugins
+from twisted.trial import unittest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OPTIONS = [
+    "local",
+    "debug",
+    "mountpoint",
+    "state-dir",
+    "run-dir",
+    "corosync-conf",
+    "node-name",
+    "node-ip",
+    "group",
+    "ipc-name",
+    "no-ipc",
+    "rrd-dir",
+    "rrdcached-socket",
+    "max-size",
+    "max-entries",
+    "verify-interval",
+    "operation-timeout",
+]
+
+
+def twistd(directory: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run twistd with this checkout's plugin, in C{directory}."""
+    return subprocess.run(
+        [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+class PluginTests(unittest.TestCase):
+    def test_found(self) -> None:
+        """Twisted finds one service maker for C{pvecfs}."""
+        found = [m for m in getPlugins(IServiceMaker) if getattr(m, "tapname", "") == "pvecfs"]
+        self.assertEqual([getattr(m, "module", None) for m in found], ["pvecfs.tap"])
+
+    def test_no_package(self) -> None:
+        """The directory is a part of Twisted's plugin package, which it is only without a file of its own."""
+        self.assertFalse((ROOT / "twisted" / "__init__.py").exists())
+        self.assertFalse((ROOT / "twisted" / "plugins" / "__init__.py").exists())
+
+    def test_help(self) -> None:
+        """C{twistd pvecfs --help} works from any directory and names every option of the contract."""
+        directory = self.mktemp()
+        os.mkdir(directory)
+        done = twistd(directory, "pvecfs", "--help")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for name in OPTIONS:
+            self.assertRegex(done.stdout, rf"--{name}[=\s]")
+
+    def test_manual_page(self) -> None:
+        """The manual page describes each option that exists, and none other."""
+        from pvecfs.tap import Options
+
+        described = set(re.findall(r"\*\*--([a-z-]+)\*\*", (ROOT / "docs/man/pvecfs.md").read_text()))
+        described -= {"nodaemon", "pidfile", "logfile", "syslog"}  # twistd's own
+        options = Options()
+        missing = set(OPTIONS) - described
+        self.assertEqual(missing, set())
+        unknown = described - {name.rstrip("=") for name in options.longOpt}
+        self.assertEqual(unknown, set())
+
+
+# Each gives a unit a mount namespace of its own (systemd.exec(5)): no other process would see the mount.
+MOUNT_NAMESPACE = {
+    "PrivateTmp", "PrivateDevices", "PrivateMounts", "PrivateUsers", "PrivateNetwork", "PrivateIPC", "ProtectSystem",
+    "ProtectHome", "ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups",
+    "ProtectProc", "ProcSubset", "ProtectHostname", "ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths",
+    "NoExecPaths", "TemporaryFileSystem", "BindPaths", "BindReadOnlyPaths", "DynamicUser", "RootDirectory", "RootImage",
+    "MountAPIVFS", "MountFlags", "LogNamespace", "ExtensionImages", "MountImages",
+}  # fmt: skip
+
+
+class UnitTests(unittest.TestCase):
+    unit = ROOT / "packaging" / "pvecfs.service"
+
+    def directives(self) -> list[tuple[str, str]]:
+        rows = [line for line in self.unit.read_text().splitlines() if line and line[0] not in "#["]
+        return [(name, value) for name, _, value in (row.partition("=") for row in rows)]
+
+    def test_mount_seen_by_all(self) -> None:
+        self.assertEqual({name for name, _ in self.directives()} & MOUNT_NAMESPACE, set())
+
+    def test_contract(self) -> None:
+        """Readiness by notification, the pid file that scripts know, the order before corosync, the old name."""
+        directives = self.directives()
+        self.assertIn(("Type", "notify"), directives)
+        self.assertIn(("Restart", "on-failure"), directives)
+        self.assertIn(("Alias", "pve-cluster.service"), directives)
+        self.assertIn("--pidfile=/run/pve-cluster.pid", dict(directives)["ExecStart"].split())
+        before = " ".join(value for name, value in directives if name == "Before").split()
+        self.assertIn("corosync.service", before)
+        after = " ".join(value for name, value in directives if name == "After").split()
+        self.assertNotIn("corosync.service", after)
+
+    def test_verify(self) -> None:
+        """systemd finds nothing wrong with it, by its own name and as pve-cluster."""
+        if shutil.which("systemd-analyze") is None:
+            raise unittest.SkipTest("needs systemd-analyze")
+        text = self.unit.read_text().replace("/usr/bin/twistd3", "/bin/true")  # Debian's twistd may be missing here
+        for name in ("pvecfs.service", "pve-cluster.service"):
+            directory = Path(self.mktemp())
+            directory.mkdir()
+            (directory / "pvecfs.service").write_text(text)
+            if name != "pvecfs.service":
+                (directory / name).symlink_to("pvecfs.service")
+            done = subprocess.run(
+                ["systemd-analyze", "verify", "--man=no", str(directory.absolute() / name)],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            self.assertNotIn("pvecfs", done.stderr)
+            self.assertNotIn("pve-cluster", done.stderr)
+
+
+class PackageTests(unittest.TestCase):
+    def test_vendored(self) -> None:
+        """What the Debian package builds in is pinned, hashed, and among the requirements."""
+        setup = configparser.ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        required = set(re.findall(r"^([\w.]+)", setup["options"]["install_requires"].strip(), re.M))
+        for row in (ROOT / "packaging/vendored.txt").read_text().splitlines():
+            if not row.startswith("#"):
+                self.assertRegex(row, r"^\w+==[\d.]+ --hash=sha256:[0-9a-f]{64}$")
+                self.assertIn(row.partition("==")[0], required)
+
+    def test_version(self) -> None:
+        """The Debian package carries the version of the code."""
+        from pvecfs import __version__
+
+        newest = re.match(r"pvecfs \(([^)]+)\)", (ROOT / "debian/changelog").read_text())
+        assert newest is not None
+        self.assertEqual(newest.group(1), __version__)
+
+    def test_scripts(self) -> None:
+        """Each script is executable and parses."""
+        for script in [*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"]:
+            if script.is_dir():
+                continue
+            first = script.read_text().partition("\n")[0]
+            self.assertTrue(os.access(script, os.X_OK), script)
+            if "python" not in first:
+                shell = first.removeprefix("#!")
+                subprocess.run([shell, "-n", str(script)], check=True, timeout=20)
+
+    def test_make(self) -> None:
+        """The targets exist."""
+        if shutil.which("make") is None:
+            raise unittest.SkipTest("needs make")
+        targets = [
+            "run",
+            "stop",
+            "test",
+            "lint",
+            "types",
+            "docs",
+            "deb",
+            "test-package",
+            "dist",
+            "simulate",
+            "chaos",
+            "bench",
+            "clean",
+        ]
+        subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True, capture_output=True, timeout=20)
+
+
+def run_tests_script() -> ModuleType:
+    """C{scripts/run-tests} as a module."""
+    loader = importlib.machinery.SourceFileLoader("run_tests_script", str(ROOT / "scripts/run-tests"))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = written
+    return module
+
+
+class TotalsTests(unittest.TestCase):
+    def totals(self, *lines: str) -> tuple[int, int, int]:
+        totals = run_tests_script().Totals()
+        for line in lines:
+            totals.line(line + "\n")
+        numbers: tuple[int, int, int] = totals.numbers()
+        return numbers
+
+    def test_passed(self) -> None:
+        self.assertEqual(self.totals("Ran 5 tests in 0.1s", "", "PASSED (skips=2, successes=3)"), (3, 0, 2))
+
+    def test_failed(self) -> None:
+        line = "FAILED (skips=1, expectedFailures=1, failures=2, errors=3, unexpectedSuccesses=1, successes=9)"
+        self.assertEqual(self.totals(line), (10, 6, 1))
+
+    def test_cut_short(self) -> None:
+        """Without a summary the lines count, and the cut itself is a failure."""
+        lines = ["  test_a ...   [OK]", "  test_b ...   [SKIPPED]", "  test_c ...  [ERROR]", "  test_d ... "]
+        self.assertEqual(self.totals(*lines), (1, 2, 1))
+
+    def test_nothing(self) -> None:
+        self.assertEqual(self.totals("PASSED"), (0, 0, 0))
