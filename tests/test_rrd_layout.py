@@ -53,9 +53,9 @@ class ParseTests(SynchronousTestCase):
         for key in (
             b"", b"/", b"pve2-node", b"pve2-node/", b"pve2-node/.", b"pve2-node/..", b"pve2-node/../x",
             b"pve2-node/a/b", b"/pve2-node/n1", b"pve2-node//n1", b"pve2-node/n1/", b"pve2-node/a\nb",
-            b"pve2-node/a\0b", b"pve-node-/n1", b"pve-node-9.0x/n1", b"pve-node-../n1", b"pve-storage-9.0/n1", b"pve-storage-9.0/n1/",
-            b"pve-storage-9.0/../x", b"pve-storage-9.0/n1/..", b"pve-storage-9.0/a/b/c", b"pve3-node/n1",
-            b"pve2-node/" + b"n" * 256,
+            b"pve2-node/a\0b", b"pve-node-/n1", b"pve-node-9.0x/n1", b"pve-node-../n1", b"pve-storage-9.0/n1",
+            b"pve-storage-9.0/n1/", b"pve-storage-9.0/../x", b"pve-storage-9.0/n1/..", b"pve-storage-9.0/a/b/c",
+            b"pve3-node/n1", b"pve2-node/" + b"n" * 256,
         ):  # fmt: skip
             with self.assertRaises(MalformedUpdate, msg=repr(key)):
                 parse_update(key, b"1:1:" + NOW + b":" + numbers(1, 12))
