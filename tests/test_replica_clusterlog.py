@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import struct
 from collections.abc import Iterable
-from contextlib import suppress
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,7 +90,7 @@ class EntryTests(SynchronousTestCase):
 
     @given(st.binary(max_size=300))
     def test_random_bytes(self, data: bytes) -> None:
-        with suppress(MalformedMessage):
+        with contextlib.suppress(MalformedMessage):
             LogEntry.decode(data)
 
     @given(st.binary(max_size=400), st.binary(max_size=400), st.binary(max_size=400), st.binary(max_size=6000))
