@@ -1,0 +1,86 @@
+"""The special files: each content that the kernel was given has a node id of its own, and never changes.
+
+So an open handle keeps the content it was opened with, stat gives exactly its length, and the kernel may cache it
+for ever. A lookup (the kernel looks up at each open, since these names are valid for no time) makes the content
+anew; the same bytes get the same node id again.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from pvecfs.fuse.nodes import FIRST_FROZEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_FROZEN = 4096
+"""Contents kept at most. Only handles can keep more than a few alive; beyond this the oldest is lost (ENOENT)."""
+
+
+class _Frozen:
+    __slots__ = ("content", "lookups", "name")
+
+    def __init__(self, name: bytes, content: bytes) -> None:
+        self.name = name
+        self.content = content
+        self.lookups = 0
+
+
+class FrozenDocuments:
+    """Contents by node id, kept as long as the kernel knows the id. Any thread.
+
+    @param make: gives the present content of a special file.
+    """
+
+    def __init__(self, make: Callable[[bytes], bytes]) -> None:
+        self._make = make
+        self._lock = Lock()
+        self._frozen: dict[int, _Frozen] = {}
+        self._newest: dict[bytes, int] = {}
+        self._next = FIRST_FROZEN
+
+    def look_up(self, name: bytes) -> tuple[int, int]:
+        """Make the content of C{name} and count one lookup of it.
+
+        @return: its node id, and its length in bytes.
+        @raise KeyError: there is no such document.
+        """
+        content = self._make(name)
+        with self._lock:
+            node = self._newest.get(name, 0)
+            frozen = self._frozen.get(node)
+            if frozen is None or (frozen.content is not content and frozen.content != content):
+                if frozen is not None and not frozen.lookups:
+                    del self._frozen[node]
+                if len(self._frozen) >= MAX_FROZEN:
+                    del self._frozen[next(iter(self._frozen))]
+                node = self._newest[name] = self._next
+                self._next += 1
+                frozen = self._frozen[node] = _Frozen(name, content)
+            frozen.lookups += 1
+            return node, len(content)
+
+    def name(self, node: int) -> bytes | None:
+        """Which special file C{node} is a content of."""
+        frozen = self._frozen.get(node)
+        return None if frozen is None else frozen.name
+
+    def content(self, node: int) -> bytes | None:
+        """The bytes of C{node}; C{None} when nobody can have it any more."""
+        frozen = self._frozen.get(node)
+        return None if frozen is None else frozen.content
+
+    def forget(self, node: int, lookups: int) -> None:
+        """The kernel gives back C{lookups} of its lookups."""
+        with self._lock:
+            frozen = self._frozen.get(node)
+            if frozen is None:
+                return
+            frozen.lookups -= lookups
+            if frozen.lookups <= 0 and self._newest.get(frozen.name) != node:
+                del self._frozen[node]
+
+    def __len__(self) -> int:
+        return len(self._frozen)

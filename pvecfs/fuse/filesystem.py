@@ -1,0 +1,586 @@
+"""What the kernel asks, and what it is answered (20-filesystem.md).
+
+Reads are answered at once from the published tree. Changes go to the reactor, and are answered when they are committed,
+by the thread that committed them. No callback waits for anything, so that a few threads serve everybody.
+
+A callback's pointers are valid until it returns: names come as C{bytes} and written data is copied. Permissions are
+the kernel's work (mount option C{default_permissions}).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable
+from errno import (
+    EACCES,
+    EEXIST,
+    EFBIG,
+    EINVAL,
+    EIO,
+    EISDIR,
+    ENAMETOOLONG,
+    ENOENT,
+    ENOTDIR,
+    ENOTTY,
+    EPERM,
+)
+from stat import S_IFMT, S_IFREG
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pvecfs.fuse import lowlevel
+from pvecfs.fuse.documents import FrozenDocuments
+from pvecfs.fuse.listing import ListingCache
+from pvecfs.fuse.lowlevel import ATTR_OUT, ENTRY_OUT, FORGET, OPEN_OUT, STATFS_OUT, reply_buf, reply_err
+from pvecfs.fuse.nodes import (
+    DEBUG,
+    FIRST_COMPUTED,
+    FIRST_FROZEN,
+    LINKS,
+    RESERVED,
+    Attributes,
+    link_target,
+    node_of,
+)
+from pvecfs.fuse.requests import Finish, Waiting, finish_without_result
+from pvecfs.log import logger
+from pvecfs.tree.admission import MAX_NAME_BYTES, Limits, room
+from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
+from pvecfs.tree.entry import DT_DIR, Entry
+from pvecfs.tree.paths import is_private
+from pvecfs.tree.tree import MAX_FILE_BYTES
+
+if TYPE_CHECKING:
+    from pvecfs.fuse.graves import Graves
+    from pvecfs.fuse.invalidation import KernelCache
+    from pvecfs.interfaces import INodeView, IProposer
+    from pvecfs.tree.tree import Tree
+
+_log = logger("fuse")
+
+FOREVER = 10 * 365 * 86400
+"""Seconds that names and attributes are valid: until we say otherwise (L{pvecfs.fuse.invalidation})."""
+
+MAX_WRITE = 1024 * 1024
+"""Bytes of one write request: the largest file, so that writing it is one request and one change."""
+
+_NO_ENTRY = ENTRY_OUT.pack(0, 0, FOREVER, 0, *[0] * 18)
+"""There is no such name, and the kernel may remember that."""
+
+_OPENED = OPEN_OUT.pack(0, lowlevel.FOPEN_KEEP_CACHE | lowlevel.FOPEN_NOFLUSH, 0)
+
+
+class ReactorFromThread(Protocol):
+    """What is wanted of a reactor here."""
+
+    def callFromThread(self, callable: Callable[..., object], *args: object) -> None: ...
+
+
+class FileSystem:
+    """Answers the kernel.
+
+    @param view: what is read.
+    @param proposer: where changes go; used on the reactor thread.
+    @param attributes: how things look.
+    @param graves: deleted files that may be held open.
+    @param kernel: to be told of what the kernel cannot know.
+    """
+
+    def __init__(
+        self,
+        reactor: ReactorFromThread,
+        view: INodeView,
+        proposer: IProposer,
+        attributes: Attributes,
+        graves: Graves,
+        kernel: KernelCache,
+    ) -> None:
+        self._reactor = reactor
+        self._view = view
+        self._proposer = proposer
+        self._attributes = attributes
+        self._graves = graves
+        self._kernel = kernel
+        self._documents = FrozenDocuments(view.document)
+        self._listings = ListingCache()
+        self._waiting: set[Waiting] = set()
+        self._stopping = False
+
+    def operations(self) -> lowlevel.Operations:
+        """The table of callbacks. It has to live as long as the session."""
+        operations = lowlevel.Operations()
+        for name, kind in lowlevel.CALLBACK_TYPES.items():
+            method = getattr(self, f"_{name}", None)
+            if method is not None:
+                callback: Any = method if name == "init" else _guarded(method)
+                setattr(operations, name, kind(callback))
+        return operations
+
+    def stop(self) -> None:
+        """Answer all that waits with EIO, and from now on every change at once. Any thread."""
+        self._stopping = True
+        for waiting in list(self._waiting):
+            waiting(-EIO)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for an answer."""
+        return len(self._waiting)
+
+    # Handing over changes
+
+    def _propose(self, request: int, change: Change, finish: Finish) -> None:
+        waiting = Waiting(self._waiting, request, finish)
+        if self._stopping:
+            waiting(-EIO)
+        elif not self._view.quorate:
+            waiting(-EACCES)
+        else:
+            self._reactor.callFromThread(self._submit, change, waiting)
+
+    def _submit(self, change: Change, waiting: Waiting) -> None:
+        try:
+            self._proposer.propose(change, waiting, True)
+        except Exception:
+            _log.failure("could not propose {change}", change=type(change).__name__)
+            waiting(-EIO)
+
+    def _synchronise(self, request: int) -> None:
+        waiting = Waiting(self._waiting, request, finish_without_result)
+        if self._stopping:
+            waiting(-EIO)
+        else:
+            self._reactor.callFromThread(self._submit_synchronise, waiting)
+
+    def _submit_synchronise(self, waiting: Waiting) -> None:
+        try:
+            self._proposer.synchronise(waiting)
+        except Exception:
+            _log.failure("could not synchronise")
+            waiting(-EIO)
+
+    # Answers
+
+    def _entry_out(self, tree: Tree, entry: Entry, attributes_valid: int = FOREVER) -> bytes:
+        attributes = self._attributes.of_entry(tree, entry, self._view.quorate)
+        return ENTRY_OUT.pack(entry.inode + 1, 0, FOREVER, attributes_valid, 0, 0, *attributes)
+
+    def _reply_attributes(self, request: int, attributes: tuple[int, ...], valid: int) -> None:
+        reply_buf(request, ATTR_OUT.pack(valid, 0, 0, *attributes), ATTR_OUT.size)
+
+    def _finish_made(self, parent: int, name: bytes) -> Finish:
+        """Answer a request that made C{name} in the directory of inode C{parent}.
+
+        The attributes may be kept: the kernel cannot know the node before, and holds the directory's lock until it
+        has taken this answer, so that L{pvecfs.fuse.invalidation} can wait for that."""
+
+        def finish(request: int, outcome: int) -> None:
+            if outcome < 0:
+                reply_err(request, -outcome)
+                return
+            tree = self._view.tree
+            entry = tree.child(parent, name)
+            if entry is None:  # somebody else has removed it already
+                reply_err(request, ENOENT)
+            else:
+                reply_buf(request, self._entry_out(tree, entry), ENTRY_OUT.size)
+
+        return finish
+
+    def _finish_attributes(self, node: int, parent: int, name: bytes) -> Finish:
+        """Answer a setattr. The kernel takes these attributes even if it was told of newer ones meanwhile, so they are
+        valid for no time."""
+
+        def finish(request: int, outcome: int) -> None:
+            if outcome < 0:
+                reply_err(request, -outcome)
+                return
+            tree = self._view.tree
+            entry = tree.entry(node - 1)
+            if entry is not None:
+                self._reply_attributes(request, self._attributes.of_entry(tree, entry, self._view.quorate), 0)
+                return
+            # The release of a lock that has expired: it succeeds, and the directory is gone.
+            gone = Waiting(self._waiting, request, finish_without_entry)
+            self._kernel.forget_name(node_of(parent), name, lambda: gone(0))
+
+        def finish_without_entry(request: int, outcome: int) -> None:
+            if outcome < 0:
+                reply_err(request, -outcome)
+            else:
+                attributes = self._attributes.of_gone(Entry(node - 1, parent, 0, 0, 0, DT_DIR, name))
+                directory = attributes[9] & ~S_IFMT(attributes[9]) | 0o040000
+                self._reply_attributes(request, (*attributes[:9], directory, *attributes[10:]), 0)
+
+        return finish
+
+    # Callbacks: reading
+
+    def _init(self, _data: int | None, pointer: Any) -> None:
+        connection = pointer.contents
+        connection.want |= connection.capable & (
+            lowlevel.CAP_NO_OPEN_SUPPORT
+            | lowlevel.CAP_NO_OPENDIR_SUPPORT
+            | lowlevel.CAP_EXPLICIT_INVAL_DATA
+            | lowlevel.CAP_CACHE_SYMLINKS
+            | lowlevel.CAP_PARALLEL_DIROPS
+            | lowlevel.CAP_HANDLE_KILLPRIV
+        )
+        # With atomic O_TRUNC, an open that is answered ENOSYS would lose the truncation.
+        connection.want &= ~(
+            lowlevel.CAP_ATOMIC_O_TRUNC
+            | lowlevel.CAP_AUTO_INVAL_DATA
+            | lowlevel.CAP_WRITEBACK_CACHE
+            | lowlevel.CAP_READDIRPLUS
+            | lowlevel.CAP_READDIRPLUS_AUTO
+        )
+        connection.max_write = MAX_WRITE
+
+    def _lookup(self, request: int, parent: int, name: bytes) -> None:
+        view = self._view
+        if parent == 1 and name in RESERVED:
+            self._lookup_computed(request, name)
+            return
+        tree = view.tree
+        entry = tree.child(parent - 1, name)
+        if entry is not None:
+            reply_buf(request, self._entry_out(tree, entry), ENTRY_OUT.size)
+        elif len(name) > MAX_NAME_BYTES:
+            reply_err(request, ENAMETOOLONG)
+        else:
+            reply_buf(request, _NO_ENTRY, ENTRY_OUT.size)
+
+    def _lookup_computed(self, request: int, name: bytes) -> None:
+        link = LINKS.get(name)
+        if link is not None:
+            target = link_target(link, self._view.node_name)
+            attributes = self._attributes.of_link(link, target, self._view.quorate)
+            reply_buf(request, ENTRY_OUT.pack(link, 0, FOREVER, FOREVER, 0, 0, *attributes), ENTRY_OUT.size)
+            return
+        node, size = self._documents.look_up(name)
+        attributes = self._attributes.of_document(name, size)
+        # Valid for no time as a name, so that the next open asks again; for ever as a content.
+        if reply_buf(request, ENTRY_OUT.pack(node, 0, 0, FOREVER, 0, 0, *attributes), ENTRY_OUT.size) < 0:
+            self._documents.forget(node, 1)  # the caller has gone, the kernel did not take it
+
+    def _forget(self, request: int, node: int, lookups: int) -> None:
+        self._forgotten(node, lookups)
+        lowlevel.reply_none(request)
+
+    def _forget_multi(self, request: int, count: int, pointer: int) -> None:
+        for node, lookups in FORGET.iter_unpack(ctypes.string_at(pointer, count * FORGET.size)):
+            self._forgotten(node, lookups)
+        lowlevel.reply_none(request)
+
+    def _forgotten(self, node: int, lookups: int) -> None:
+        if node >= FIRST_FROZEN:
+            self._documents.forget(node, lookups)
+        else:
+            self._graves.forget(node - 1)
+
+    def _getattr(self, request: int, node: int, _file: int | None) -> None:
+        attributes = self._attributes
+        view = self._view
+        if node >= FIRST_COMPUTED:
+            self._getattr_computed(request, node)
+            return
+        tree = view.tree
+        entry = tree.entry(node - 1)
+        if entry is not None:
+            self._reply_attributes(request, attributes.of_entry(tree, entry, view.quorate), FOREVER)
+            return
+        gone = self._graves.find(node - 1)
+        if gone is not None:
+            self._reply_attributes(request, attributes.of_gone(gone), 0)
+        else:
+            reply_err(request, ENOENT)
+
+    def _getattr_computed(self, request: int, node: int) -> None:
+        if node < FIRST_FROZEN:
+            target = link_target(node, self._view.node_name)
+            self._reply_attributes(request, self._attributes.of_link(node, target, self._view.quorate), FOREVER)
+            return
+        name, content = self._documents.name(node), self._documents.content(node)
+        if name is None or content is None:
+            reply_err(request, ENOENT)
+        else:
+            self._reply_attributes(request, self._attributes.of_document(name, len(content)), FOREVER)
+
+    def _readlink(self, request: int, node: int) -> None:
+        if FIRST_COMPUTED <= node < FIRST_FROZEN:
+            lowlevel.reply_readlink(request, link_target(node, self._view.node_name))
+        else:
+            reply_err(request, EINVAL)
+
+    def _read(self, request: int, node: int, size: int, offset: int, _file: int | None) -> None:
+        if node >= FIRST_COMPUTED:
+            data = self._documents.content(node)
+        else:
+            entry = self._view.tree.entry(node - 1) or self._graves.find(node - 1)
+            data = None if entry is None else entry.data
+        if data is None:
+            reply_err(request, ENOENT)
+        elif offset == 0 and size >= len(data):
+            reply_buf(request, data, len(data))
+        else:
+            part = data[offset : offset + size]
+            reply_buf(request, part, len(part))
+
+    def _readdir(self, request: int, node: int, size: int, offset: int, _file: int | None) -> None:
+        tree = self._view.tree
+        directory = tree.entry(node - 1)
+        if directory is None:
+            reply_buf(request, b"", 0)  # deleted while it is held open: empty, as elsewhere
+            return
+        if directory.type != DT_DIR:
+            reply_err(request, ENOTDIR)
+            return
+        chunk, outdated = self._listings.read(tree, directory, offset, size)
+        if outdated:
+            # See L{pvecfs.fuse.listing}. Another thread does it, since dropping pages can wait for a page's lock.
+            waiting = Waiting(self._waiting, request, lambda request, _: reply_buf(request, b"", 0))
+            self._kernel.forget_content(node, lambda: waiting(0))
+        else:
+            reply_buf(request, chunk, len(chunk))
+
+    def _statfs(self, request: int, _node: int) -> None:
+        view = self._view
+        numbers = room(view.tree, Limits(view.max_bytes, view.max_entries))
+        reply_buf(
+            request,
+            STATFS_OUT.pack(
+                numbers.blocks,
+                numbers.free_blocks,
+                numbers.free_blocks,
+                numbers.files,
+                numbers.free_files,
+                numbers.block_bytes,
+                numbers.name_bytes,
+                numbers.block_bytes,
+                *[0] * 7,
+            ),
+            STATFS_OUT.size,
+        )
+
+    # Callbacks: changing
+
+    def _path_in(self, request: int, parent: int, name: bytes) -> bytes | None:
+        """The path of C{name} in C{parent}, for a change; or C{None}, after the request was answered."""
+        if parent == 1:
+            if name in RESERVED:
+                reply_err(request, EACCES)
+                return None
+            return name
+        directory: bytes | None = self._view.tree.path_of(parent - 1) if parent < FIRST_COMPUTED else None
+        if directory is None:
+            reply_err(request, ENOENT)
+            return None
+        return directory + b"/" + name
+
+    def _new_path(self, request: int, parent: int, name: bytes) -> bytes | None:
+        if len(name) > MAX_NAME_BYTES:
+            reply_err(request, ENAMETOOLONG)
+            return None
+        return self._path_in(request, parent, name)
+
+    def _mkdir(self, request: int, parent: int, name: bytes, _mode: int) -> None:
+        path = self._new_path(request, parent, name)
+        if path is not None:
+            self._propose(request, Mkdir(path), self._finish_made(parent - 1, name))
+
+    def _mknod(self, request: int, parent: int, name: bytes, mode: int, _device: int) -> None:
+        if S_IFMT(mode) not in (0, S_IFREG):
+            reply_err(request, EPERM)
+            return
+        path = self._new_path(request, parent, name)
+        if path is not None:
+            self._propose(request, Create(path), self._finish_made(parent - 1, name))
+
+    def _create(self, request: int, parent: int, name: bytes, _mode: int, file: Any) -> None:
+        path = self._new_path(request, parent, name)
+        if path is None:
+            return
+        flags = file.contents.flags
+        parent_inode = parent - 1
+
+        def finish(request: int, outcome: int) -> None:
+            tree = self._view.tree
+            entry = tree.child(parent_inode, name)
+            if outcome == -EEXIST and not flags & os.O_EXCL and entry is not None:
+                # Another node was first. The kernel holds our caller for the creator, and will not truncate.
+                if entry.type == DT_DIR:
+                    reply_err(request, EISDIR)
+                elif flags & os.O_TRUNC and entry.data:
+                    self._propose(request, Write(path, b"", 0, True), finish_existing)
+                else:
+                    finish_existing(request, 0)
+            elif outcome < 0:
+                reply_err(request, -outcome)
+            elif entry is None:
+                reply_err(request, ENOENT)
+            else:
+                reply_buf(request, self._entry_out(tree, entry) + _OPENED, ENTRY_OUT.size + OPEN_OUT.size)
+
+        def finish_existing(request: int, outcome: int) -> None:
+            tree = self._view.tree
+            entry = tree.child(parent_inode, name)
+            if outcome < 0 or entry is None:
+                reply_err(request, -outcome or ENOENT)
+            else:
+                # The kernel may know the file already: as in L{_finish_attributes}.
+                reply_buf(request, self._entry_out(tree, entry, 0) + _OPENED, ENTRY_OUT.size + OPEN_OUT.size)
+
+        self._propose(request, Create(path), finish)
+
+    def _unlink(self, request: int, parent: int, name: bytes) -> None:
+        path = self._path_in(request, parent, name)
+        if path is not None:
+            entry = self._view.tree.child(parent - 1, name)
+            if entry is not None and entry.type != DT_DIR:
+                self._graves.bury(entry)
+            self._propose(request, Delete(path), finish_without_result)
+
+    _rmdir = _unlink
+
+    def _rename(self, request: int, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        if flags:  # exchanging, or not replacing: no message of the cluster says that
+            reply_err(request, EINVAL)
+            return
+        path = self._path_in(request, parent, name)
+        if path is None:
+            return
+        to = self._new_path(request, new_parent, new_name)
+        if to is None:
+            return
+        tree = self._view.tree
+        replaced = tree.child(new_parent - 1, new_name)
+        if replaced is not None and replaced.type != DT_DIR:
+            self._graves.bury(replaced)
+        entry = tree.child(parent - 1, name)
+
+        def finish(request: int, outcome: int) -> None:
+            # Modes depend on the place, and the time is new; the kernel thinks that only the ctime is. It takes no
+            # lock for this, so any thread may tell it.
+            if outcome >= 0 and entry is not None:
+                self._kernel.attributes_changed(node_of(entry.inode))
+            finish_without_result(request, outcome)
+
+        self._propose(request, Rename(path, to), finish)
+
+    def _write(self, request: int, node: int, pointer: int, size: int, offset: int, file: Any) -> None:
+        if node >= FIRST_COMPUTED:
+            self._write_document(request, node, ctypes.string_at(pointer, size), offset)
+            return
+        tree = self._view.tree
+        entry = tree.entry(node - 1)
+        path = None if entry is None else tree.path_of(node - 1)
+        if entry is None or path is None:
+            reply_err(request, ENOENT)
+            return
+        finish = self._finish_write
+        if file.contents.flags & os.O_APPEND and offset != len(entry.data):
+            # Another node has changed the size since the kernel asked for it: the end is elsewhere, and the kernel has
+            # put what is written at the wrong place of its pages.
+            offset = len(entry.data)
+
+            def finish(request: int, outcome: int) -> None:
+                self._finish_write(request, outcome)
+                self._kernel.forget_content(node, _nothing)
+
+        if offset + size > MAX_FILE_BYTES:
+            reply_err(request, EFBIG)
+        else:
+            self._propose(request, Write(path, ctypes.string_at(pointer, size), offset), finish)
+
+    @staticmethod
+    def _finish_write(request: int, outcome: int) -> None:
+        if outcome < 0:
+            reply_err(request, -outcome)
+        else:
+            lowlevel.reply_write(request, outcome)
+
+    def _write_document(self, request: int, node: int, data: bytes, offset: int) -> None:
+        name = self._documents.name(node)
+        if name != DEBUG:
+            reply_err(request, ENOENT if name is None else EACCES)
+        elif offset != 0 or data[:2] not in (b"0\n", b"1\n"):
+            reply_err(request, EIO)
+        else:
+            self._view.set_debug(data[:2] == b"1\n")
+            lowlevel.reply_write(request, 2)
+
+    def _setattr(self, request: int, node: int, pointer: Any, wanted: int, _file: int | None) -> None:
+        tree = self._view.tree
+        wish = pointer.contents
+        computed = node >= FIRST_COMPUTED
+        entry = None if computed else tree.entry(node - 1)
+        path = None if entry is None else tree.path_of(node - 1)
+        if not computed and (entry is None or path is None):
+            reply_err(request, ENOENT)
+            return
+        if wanted & lowlevel.SET_MODE:
+            private = path is not None and is_private(path)
+            if wish.st_mode & 0o7777 != (0o600 if private else 0o640):
+                reply_err(request, EPERM)
+                return
+        attributes = self._attributes
+        if (wanted & lowlevel.SET_UID and wish.st_uid not in (attributes.owner, 0xFFFFFFFF)) or (
+            wanted & lowlevel.SET_GID and wish.st_gid not in (attributes.group, 0xFFFFFFFF)
+        ):
+            reply_err(request, EPERM)
+            return
+        times = lowlevel.SET_MTIME | lowlevel.SET_MTIME_NOW | lowlevel.SET_ATIME | lowlevel.SET_ATIME_NOW
+        if computed or entry is None or path is None:
+            sized = wanted & lowlevel.SET_SIZE
+            if (sized and self._documents.name(node) != DEBUG) or (wanted & times and not sized):
+                reply_err(request, EACCES)
+            else:
+                self._getattr_computed(request, node)
+            return
+        if wanted & lowlevel.SET_SIZE:  # the times that come with it are implied
+            if wish.st_size > MAX_FILE_BYTES:
+                reply_err(request, EFBIG)
+                return
+            change: Change = Write(path, b"", wish.st_size, True)
+        elif wanted & times and node == 1:
+            reply_err(request, EACCES)
+            return
+        elif wanted & (lowlevel.SET_MTIME | lowlevel.SET_MTIME_NOW):
+            now = wanted & lowlevel.SET_MTIME_NOW
+            change = SetMtime(path, (int(time.time()) if now else wish.st_mtimespec.tv_sec) & 0xFFFFFFFF)
+        else:
+            self._reply_attributes(request, attributes.of_entry(tree, entry, self._view.quorate), 0)
+            return
+        self._propose(request, change, self._finish_attributes(node, entry.parent, entry.name))
+
+    def _fsync(self, request: int, _node: int, _data_only: int, _file: int | None) -> None:
+        self._synchronise(request)
+
+    _fsyncdir = _fsync
+
+    def _symlink(self, request: int, _target: bytes, _parent: int, _name: bytes) -> None:
+        reply_err(request, EPERM)
+
+    def _link(self, request: int, _node: int, _parent: int, _name: bytes) -> None:
+        reply_err(request, EPERM)
+
+    def _ioctl(self, request: int, *_: object) -> None:
+        reply_err(request, ENOTTY)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """C{method}, which answers EIO when it fails: an answer must come, whatever happens."""
+
+    def callback(request: int, *arguments: object) -> None:
+        try:
+            method(request, *arguments)
+        except Exception:
+            _log.failure("a file operation failed")
+            reply_err(request, EIO)
+
+    return callback

@@ -1,0 +1,402 @@
+"""Telling the kernel what it must no longer believe.
+
+The kernel keeps names, attributes, pages and listings for ever, so everything that changes in another way than by a
+call through this mount has to be taken back from it. To do so can wait for locks that file operations hold while they
+wait for the cluster: dropping a name waits for the directory's lock, dropping data for those of its pages.
+Therefore nobody waits for these threads, they hold no lock while they tell the kernel, and what waits for one node
+holds up no other: work is collected by node, and each of a few threads (lanes) takes one node at a time.
+
+Attributes need no lock at all. Losing quorum changes them all, which has a thread of its own.
+
+An answer to a first lookup may be on its way while a change is told of: the kernel does not know the node yet, then
+learns its old attributes. It holds the directory's lock until it has, so where a node is unknown we wait for that
+lock (by dropping a name that nobody uses) and tell again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from errno import EINVAL, ENODEV, ENOENT
+from threading import Condition
+from typing import TYPE_CHECKING
+
+from zope.interface import implementer
+
+from pvecfs.fuse import lowlevel
+from pvecfs.fuse.nodes import LINKS, node_of
+from pvecfs.interfaces import IKernelCache
+from pvecfs.log import logger
+from pvecfs.tree.entry import DT_DIR
+
+if TYPE_CHECKING:
+    from pvecfs.fuse.graves import Graves
+    from pvecfs.interfaces import INodeView
+    from pvecfs.tree.entry import Entry
+    from pvecfs.tree.tree import Delta, Tree
+
+_log = logger("fuse")
+
+MAX_PENDING = 20_000
+"""Names and nodes that may wait to be told. Beyond this, everything is taken back at once."""
+
+LANES = 3
+
+_BARRIER = b"\x01"
+"""A name that is dropped for the sake of its directory's lock."""
+
+_EVERYTHING = 0
+"""The key of L{_Work} that takes back all; no node has it."""
+
+Then = Callable[[], None]
+
+
+class _Work:
+    """What to tell about one node.
+
+    @ivar attributes: its attributes have changed.
+    @ivar data: its data have changed, or its listing.
+    @ivar parents: directories in which the node may be being looked up now.
+    @ivar names: names in it that came, went, or lead elsewhere.
+    @ivar children: the attributes of all that is in it have changed.
+    @ivar then: to be called when it is done, once the work of this key that came before is done too.
+    """
+
+    __slots__ = ("attributes", "children", "data", "names", "parents", "then")
+
+    def __init__(self) -> None:
+        self.attributes = False
+        self.data = False
+        self.parents: set[int] = set()
+        self.names: set[bytes] = set()
+        self.children = False
+        self.then: list[Then] = []
+
+
+class _Countdown:
+    """Calls C{done} when it was called C{count} times."""
+
+    def __init__(self, lock: Condition, count: int, done: Then) -> None:
+        self._lock = lock
+        self._count = count
+        self._done = done
+
+    def __call__(self) -> None:
+        with self._lock:
+            self._count -= 1
+            last = self._count == 0
+        if last:
+            self._done()
+
+
+@implementer(IKernelCache)
+class KernelCache:
+    """The kernel's memory of one mount.
+
+    Its methods may be called on any thread and never block; before L{attach} and after L{stop} they do nothing (and
+    call what is to be called then at once).
+
+    @param view: the published tree.
+    @param graves: gets the deleted files.
+    """
+
+    def __init__(self, view: INodeView, graves: Graves, max_pending: int = MAX_PENDING) -> None:
+        self._view = view
+        self._graves = graves
+        self._max_pending = max_pending
+        self._session = 0
+        self._epochs = False
+        self._prepared = False
+        # Guards all below; held for a few instructions, and never while the kernel is told something.
+        self._changed = Condition()
+        self._pending: dict[int, _Work] = {}
+        self._busy: dict[int, _Work] = {}
+        self._names = 0
+        self._modes: _Work | None = None
+        self._busy_modes: _Work | None = None
+        self._running = False
+
+    def attach(self, session: int) -> None:
+        """Begin: C{session} is mounted. Before the threads that run L{run_lane} and L{run_modes} are started."""
+        self._session = session
+        self._running = True
+
+    def stop(self) -> None:
+        """End the threads, when they are done with what they do at this moment. What waits is dropped."""
+        with self._changed:
+            self._running = False
+            left = list(self._pending.values()) + ([self._modes] if self._modes else [])
+            self._pending.clear()
+            self._modes = None
+            self._changed.notify_all()
+        for work in left:
+            _call_all(work.then)
+
+    # What has changed
+
+    def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
+        if not self._running:
+            return
+        with self._changed:
+            for entry in delta.stored:
+                self._stored(before.entry(entry.inode), entry, after, delta.synchronised)
+            for inode in delta.deleted:
+                entry_before = before.entry(inode)
+                if entry_before is not None:
+                    self._name(entry_before.parent, entry_before.name)
+                    if entry_before.type != DT_DIR:
+                        self._graves.bury(entry_before)
+            if self._names + len(self._pending) > self._max_pending:
+                self._take_back_everything()
+            self._changed.notify(LANES)
+
+    def _stored(self, old: Entry | None, entry: Entry, after: Tree, synchronised: bool) -> None:
+        node = node_of(entry.inode)
+        if old is None:
+            self._name(entry.parent, entry.name)
+            if synchronised:  # an inode that was here, was deleted, and is held open, can come back with other content
+                self._work(node).data = True
+            return
+        work = self._work(node)
+        work.attributes = True
+        work.parents.add(node_of(old.parent))
+        if old.data != entry.data or old.type != entry.type:
+            work.data = True
+        if (old.parent, old.name, old.type) != (entry.parent, entry.name, entry.type):
+            work.parents.add(node_of(entry.parent))
+            self._name(old.parent, old.name)
+            self._name(entry.parent, entry.name)
+            if entry.type == DT_DIR:  # what is in it may have become private
+                self._descendants(after, entry.inode)
+
+    def _descendants(self, tree: Tree, inode: int) -> None:
+        directories = [inode]
+        seen = set(directories)
+        while directories:
+            directory = directories.pop()
+            self._work(node_of(directory)).children = True
+            for child in tree.children(directory).values():
+                if child not in seen and tree.children(child):
+                    seen.add(child)
+                    directories.append(child)
+
+    def modes_changed(self) -> None:
+        if not self._running:
+            return
+        with self._changed:
+            if self._modes is None:
+                self._modes = _Work()
+            self._changed.notify_all()
+
+    def attributes_changed(self, node: int) -> None:
+        """Tell now that the attributes of C{node} have changed; needs no lock of the kernel, so it never waits."""
+        if self._running:
+            lowlevel.notify_inode(self._session, node, -1, 0)
+
+    def forget_content(self, node: int, then: Then) -> None:
+        """Take back the pages of C{node}, or the listing, and call C{then} on some thread."""
+        with self._changed:
+            running = self._running
+            if running:
+                work = self._work(node)
+                work.data = True
+                work.then.append(then)
+                self._changed.notify()
+        if not running:
+            then()
+
+    def forget_name(self, parent: int, name: bytes, then: Then) -> None:
+        """Take back C{name} in the directory of node C{parent}, and call C{then} on some thread."""
+        with self._changed:
+            running = self._running
+            if running:
+                self._name(parent - 1, name)
+                self._work(parent).then.append(then)
+                self._changed.notify()
+        if not running:
+            then()
+
+    def drained(self, then: Then) -> None:
+        """Call C{then}, on some thread, as soon as the kernel was told of all that this object was told before."""
+        with self._changed:
+            unfinished = [*self._pending.values(), *self._busy.values()]
+            unfinished += [work for work in (self._modes, self._busy_modes) if work is not None]
+            if unfinished:
+                countdown = _Countdown(self._changed, len(unfinished), then)
+                for work in unfinished:
+                    work.then.append(countdown)
+        if not unfinished:
+            then()
+
+    @property
+    def pending(self) -> int:
+        """How many nodes and names wait to be told."""
+        return len(self._pending) + self._names
+
+    # Below, up to the threads: with the condition held.
+
+    def _work(self, node: int) -> _Work:
+        work = self._pending.get(node)
+        if work is None:
+            work = self._pending[node] = _Work()
+        return work
+
+    def _name(self, parent: int, name: bytes) -> None:
+        work = self._work(node_of(parent))
+        work.data = True  # the listing
+        if name not in work.names:
+            work.names.add(name)
+            self._names += 1
+
+    def _take_back_everything(self) -> None:
+        if not self._epochs:
+            return  # without epochs the names would be lost: then only what can be named limits the queue
+        then = [call for work in self._pending.values() for call in work.then]
+        self._pending.clear()
+        self._names = 0
+        self._work(_EVERYTHING).then = then
+
+    def _take(self) -> tuple[int, _Work] | None:
+        for node in self._pending:
+            if node not in self._busy:
+                work = self._pending.pop(node)
+                self._names -= len(work.names)
+                self._busy[node] = work
+                return node, work
+        return None
+
+    # Threads
+
+    def run_lane(self) -> None:
+        """Tell the kernel what waits, until L{stop}; on a thread of its own, several of them at once."""
+        while True:
+            with self._changed:
+                while (taken := self._take() if self._running else None) is None:
+                    if not self._running:
+                        return
+                    self._changed.wait()
+            node, work = taken
+            try:
+                self._perform(node, work)
+            except Exception:
+                _log.failure("could not tell the kernel of a change")
+            with self._changed:
+                del self._busy[node]
+                if node in self._pending:
+                    self._changed.notify()
+                then = work.then  # under the lock, since drained() appends
+            _call_all(then)
+
+    def run_modes(self) -> None:
+        """Tell the kernel of changed modes, until L{stop}; on a thread of its own."""
+        while True:
+            with self._changed:
+                while self._modes is None:
+                    if not self._running:
+                        return
+                    self._changed.wait()
+                work = self._busy_modes = self._modes
+                self._modes = None
+            try:
+                self._perform_modes(work)
+            except Exception:
+                _log.failure("could not tell the kernel of changed modes")
+            with self._changed:
+                self._busy_modes = None
+                then = work.then
+            _call_all(then)
+
+    def _prepare(self) -> None:
+        """Find out what the kernel knows. When it has asked something, so that the session is initialised."""
+        self._prepared = True
+        try:
+            os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
+            self._epochs = True
+        except OSError as failure:
+            if failure.errno not in (EINVAL, ENODEV):
+                _log.info("the kernel knows no epochs: {reason}", reason=failure.strerror)
+
+    def _perform(self, node: int, work: _Work) -> None:
+        if not self._prepared:
+            self._prepare()
+        if node == _EVERYTHING:
+            self._perform_everything()
+            return
+        if work.data or work.attributes:
+            offset = 0 if work.data else -1
+            if self._inode(node, offset) == -ENOENT and work.parents:
+                for parent in work.parents:
+                    self._entry(parent, _BARRIER)
+                self._inode(node, offset)
+        for name in work.names:
+            self._entry(node, name)
+        if work.children:
+            self._entry(node, _BARRIER)
+            self._attributes(self._view.tree.children(node - 1).values())
+
+    def _perform_everything(self) -> None:
+        os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
+        tree = self._view.tree
+        for entry in tree.entries():
+            self._inode(node_of(entry.inode), 0)
+        for entry in tree.entries():  # for lookups that were on their way, see the module's text
+            if entry.type == DT_DIR:
+                self._entry(node_of(entry.inode), _BARRIER)
+                for inode in tree.children(entry.inode).values():
+                    self._inode(node_of(inode), 0)
+        os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
+
+    def _perform_modes(self, work: _Work) -> None:
+        for link in LINKS.values():
+            self._inode(link, -1)
+        tree = self._view.tree
+        self._attributes(entry.inode for entry in tree.entries())
+        # Once more for what is being looked up at this moment. It can wait for locks, so it is the lanes' work.
+        with self._changed:
+            if not self._running:
+                return
+            directories = [entry.inode for entry in tree.entries() if entry.type == DT_DIR]
+            countdown = _Countdown(self._changed, len(directories), _ThenAll(work.then))
+            for inode in directories:
+                again = self._work(node_of(inode))
+                again.children = True
+                again.then.append(countdown)
+            work.then = []
+            self._changed.notify(LANES)
+
+    def _attributes(self, inodes: Iterable[int]) -> None:
+        for inode in inodes:
+            if not self._running:
+                return
+            self._inode(node_of(inode), -1)
+
+    def _inode(self, node: int, offset: int) -> int:
+        result: int = lowlevel.notify_inode(self._session, node, offset, 0)
+        self._judge(result)
+        return result
+
+    def _entry(self, parent: int, name: bytes) -> None:
+        self._judge(lowlevel.notify_entry(self._session, parent, name, len(name)))
+
+    def _judge(self, result: int) -> None:
+        """What the kernel does not know it need not be told; and the mount may have ended."""
+        if result not in (0, -ENOENT, -ENODEV) and self._running:
+            _log.warn("the kernel refused to be told of a change: {reason}", reason=os.strerror(-result))
+
+
+class _ThenAll:
+    """Calls all of a list that may still grow."""
+
+    def __init__(self, calls: list[Then]) -> None:
+        self._calls = calls
+
+    def __call__(self) -> None:
+        _call_all(self._calls)
+
+
+def _call_all(calls: list[Then]) -> None:
+    for call in calls:
+        try:
+            call()
+        except Exception:
+            _log.failure("could not go on after telling the kernel")

@@ -1,0 +1,266 @@
+"""The mount as a service."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+
+from pvecfs.fuse import lowlevel, mountpoint
+from pvecfs.fuse.filesystem import FileSystem
+from pvecfs.fuse.graves import Graves
+from pvecfs.fuse.invalidation import LANES, KernelCache
+from pvecfs.fuse.mountpoint import MountFailed
+from pvecfs.fuse.nodes import Attributes
+from pvecfs.log import logger
+
+if TYPE_CHECKING:
+    from pvecfs.interfaces import INodeView, IProposer
+
+_log = logger("fuse")
+
+THREADS = 4
+"""Threads that answer the kernel. They never wait, so that more would only compete for the interpreter."""
+
+UNMOUNT_SECONDS = 0.5
+"""How long clients have, after their requests were answered, to leave the mount; then it is taken from them."""
+
+STOP_SECONDS = 2.5
+"""After this long, L{FuseMount.stopService} is over, whatever the kernel holds back."""
+
+_POLL_SECONDS = 0.02
+
+
+class _DaemonThread(Thread):
+    """A thread that does not hold up the process's end, should the kernel not give it back."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, daemon=True)
+
+
+class _Threads(ThreadPool):
+    threadFactory = _DaemonThread
+
+
+class FuseMount(Service):
+    """Mounts a node's tree.
+
+    The daemon itself must never touch its mountpoint: who waits for an answer cannot give it.
+
+    @ivar kernel_cache: to be told of changes that do not come through this mount, an L{IKernelCache}.
+    @ivar on_lost: called on the reactor thread when the mount was taken away from outside (umount).
+
+    @param place: the mountpoint; made if missing.
+    @param owner: uid of everything.
+    @param group: gid of everything.
+    @param allow_other: let all users in, as far as modes allow it. Root only, unless /etc/fuse.conf says otherwise.
+    @param source: shown as the file system's source.
+    @param threads: number of threads that answer.
+    """
+
+    name = "mount"
+
+    def __init__(
+        self,
+        reactor: Any,
+        view: INodeView,
+        proposer: IProposer,
+        place: str,
+        owner: int,
+        group: int,
+        allow_other: bool,
+        source: str = "pvecfs",
+        threads: int = THREADS,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        graves = Graves()
+        self.kernel_cache = KernelCache(view, graves)
+        self.on_lost = on_lost
+        self._reactor = reactor
+        self._files = FileSystem(reactor, view, proposer, Attributes(owner, group), graves, self.kernel_cache)
+        self._place = place
+        self._allow_other = allow_other
+        self._source = source
+        self._threads = threads
+        self._operations: lowlevel.Operations | None = None
+        self._session = 0
+        self._connection = -1
+        self._pool: _Threads | None = None
+        self._ends: Deferred[Any] = succeed(None)
+        self._stopping = False
+        self._mounted = False
+
+    # Starting
+
+    def startService(self) -> None:
+        """Mount, and begin to answer. Reads are answered at once, changes from when the reactor runs.
+
+        @raise MountFailed: it is not possible, and nothing is left mounted.
+        """
+        self._place = place = mountpoint.resolve(self._place)
+        mountpoint.prepare(place)
+        _messages.clear()
+        lowlevel.set_log_function(_log_function)
+        self._operations = operations = self._files.operations()
+        session = self._new_session(operations)
+        if lowlevel.session_mount(session, os.fsencode(place)) != 0:
+            lowlevel.session_destroy(session)
+            raise MountFailed(place, _reason())
+        self._session = session
+        mounted = mountpoint.find_mounted(place)
+        self._connection = mounted.connection if mounted is not None else -1
+        self._mounted = True
+        self.kernel_cache.attach(session)
+        self._start_threads(session)
+        self.running = True
+        _log.info("mounted at {place}", place=place)
+
+    def _new_session(self, operations: lowlevel.Operations) -> int:
+        options = f"default_permissions,fsname={_escaped(self._source)}"
+        if self._allow_other:
+            options += ",allow_other"
+        words = [b"pvecfs", b"-o", os.fsencode(options)]
+        arguments = lowlevel.Args(len(words), (ctypes.c_char_p * (len(words) + 1))(*words, None), 0)
+        session: int | None = lowlevel.session_new(
+            ctypes.byref(arguments), ctypes.byref(operations), ctypes.sizeof(operations), None
+        )
+        if session is None:
+            raise MountFailed(self._place, _reason())
+        return session
+
+    def _start_threads(self, session: int) -> None:
+        count = self._threads + LANES + 1
+        self._pool = pool = _Threads(count, count, "fuse")
+        pool.start()
+        cache = self.kernel_cache
+        loops = [deferToThreadPool(self._reactor, pool, lowlevel.session_loop, session) for _ in range(self._threads)]
+        workers = [deferToThreadPool(self._reactor, pool, cache.run_lane) for _ in range(LANES)]
+        workers.append(deferToThreadPool(self._reactor, pool, cache.run_modes))
+        for loop in loops:
+            loop.addBoth(self._loop_ended)
+        self._ends = DeferredList([*loops, *workers], consumeErrors=True)
+
+    def _loop_ended(self, _result: object) -> None:
+        """A thread has stopped answering: the connection is over."""
+        if self._stopping or not self._mounted:
+            return
+        self._mounted = False
+        _log.critical("the mount at {place} was taken away", place=self._place)
+        self._files.stop()
+        self.kernel_cache.stop()
+        if self.on_lost is not None:
+            self.on_lost()
+
+    # Stopping
+
+    def stopService(self) -> Deferred[None]:
+        """Answer all requests that wait, unmount, end the threads.
+
+        @return: fires within L{STOP_SECONDS}, whatever clients do.
+        """
+        if not self.running:
+            return succeed(None)
+        self.running = False
+        self._stopping = True
+        self._files.stop()
+        self.kernel_cache.stop()
+        done: Deferred[None] = Deferred()
+        deadline = self._reactor.callLater(STOP_SECONDS, self._give_up, done)
+
+        def ended(_: object) -> None:
+            if deadline.active():
+                deadline.cancel()
+                self._clean_up()
+                done.callback(None)
+
+        # An own thread: the pool's are taken, and umount may wait for the kernel.
+        unmounting = Thread(target=self._unmount, name="unmount", daemon=True)
+        unmounting.start()
+        self._ends.addCallback(lambda _: self._joined(unmounting)).addCallback(ended)
+        return done
+
+    def abort(self) -> None:
+        """Unmount while no reactor runs: the start failed after the mount. The process ends soon."""
+        self.running = False
+        self._stopping = True
+        self._files.stop()
+        self.kernel_cache.stop()
+        self._unmount()
+
+    def _joined(self, thread: Thread) -> Deferred[None]:
+        """Fires when C{thread} has ended."""
+        if not thread.is_alive():
+            return succeed(None)
+        waited = deferLater(self._reactor, _POLL_SECONDS, lambda: None)
+        return waited.addCallback(lambda _: self._joined(thread))
+
+    def _unmount(self) -> None:
+        """Unmount; nicely if nobody uses the mount, otherwise by force. On a thread of its own."""
+        if not self._mounted:
+            return
+        self._mounted = False
+        try:
+            mountpoint.unmount(self._place)
+            return
+        except OSError as failure:
+            _log.info("the mount at {place} is in use ({reason}), detaching it", place=self._place, reason=failure)
+        try:
+            mountpoint.detach(self._place)
+        except OSError as failure:
+            _log.error("cannot unmount {place}: {reason}", place=self._place, reason=failure)
+        if self._connection >= 0:
+            mountpoint.abort(self._connection)
+
+    def _clean_up(self) -> None:
+        """All threads are over."""
+        if self._pool is not None:
+            self._pool.stop()
+        if not self._files.waiting and self._session:
+            lowlevel.session_destroy(self._session)
+        self._session = 0
+        self._operations = None
+        _log.info("unmounted {place}", place=self._place)
+
+    def _give_up(self, done: Deferred[None]) -> None:
+        """The threads do not end. The process's end takes the connection away, and frees what they hold."""
+        _log.error("the mount at {place} did not end in time", place=self._place)
+        lowlevel.session_exit(self._session)
+        done.callback(None)
+
+
+def _escaped(text: str) -> str:
+    """C{text} as the value of a mount option."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+_messages: list[str] = []
+"""What libfuse has said lately, to give the reason of a failure."""
+
+
+def _libfuse_said(level: int, text: bytes, arguments: int) -> None:
+    message = lowlevel.format_log(text, arguments)
+    del _messages[:-8]
+    _messages.append(message)
+    if level > 3:  # worse ones are reported, by MountFailed or here
+        _log.debug("libfuse: {message}", message=message)
+    elif _messages:
+        _log.warn("libfuse: {message}", message=message)
+
+
+def _reason() -> str:
+    return "; ".join(_messages).replace("fuse: ", "") or "libfuse does not say why"
+
+
+_log_function = lowlevel.LogFunction(_libfuse_said)
+"""Alive as long as the process, as libfuse holds it."""
+
+
+__all__ = ["STOP_SECONDS", "THREADS", "FuseMount", "MountFailed"]

@@ -1,0 +1,47 @@
+"""Requests that wait for the node: each is answered exactly once, whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EIO
+
+from pvecfs.fuse.lowlevel import reply_err
+from pvecfs.log import logger
+
+_log = logger("fuse")
+
+Finish = Callable[[int, int], None]
+"""Answers a request: called with the request and the outcome, a result or a negative errno."""
+
+
+def finish_without_result(request: int, outcome: int) -> None:
+    """Answer success or the error."""
+    reply_err(request, -outcome if outcome < 0 else 0)
+
+
+class Waiting:
+    """A request handed to the node; the C{acknowledge} of its change. Any thread, at any time, more than once.
+
+    Whoever empties C{claim} answers: that is one step for the interpreter, so there is one answer.
+    """
+
+    __slots__ = ("_book", "_claim", "_finish")
+
+    def __init__(self, book: set[Waiting], request: int, finish: Finish) -> None:
+        self._book = book
+        self._claim = [request]
+        self._finish = finish
+        book.add(self)
+
+    def __call__(self, outcome: int) -> None:
+        try:
+            request = self._claim.pop()
+        except IndexError:
+            return  # answered already, when the mount was stopped
+        try:
+            self._finish(request, outcome)
+        except Exception:
+            _log.failure("could not answer a file operation")
+            reply_err(request, EIO)
+        finally:
+            self._book.discard(self)
