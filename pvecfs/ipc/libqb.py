@@ -92,6 +92,9 @@ DispatchDelete = ctypes.CFUNCTYPE(c_int32, c_int32)
 Dispatch = ctypes.PYFUNCTYPE(c_int32, c_int32, c_int32, c_void_p)
 Job = ctypes.PYFUNCTYPE(None, c_void_p)
 
+SlowDispatch = ctypes.CFUNCTYPE(c_int32, c_int32, c_int32, c_void_p)
+"""A L{Dispatch} that gives the GIL away: making a connection's rings takes milliseconds."""
+
 
 class ServiceHandlers(ctypes.Structure):
     """C{struct qb_ipcs_service_handlers}."""

@@ -51,11 +51,13 @@ class PollReactor(Protocol):
 class Descriptor:
     """A descriptor of libqb's: a connection, and the base of the other kinds."""
 
+    prototype = libqb.Dispatch
+
     def __init__(self, poll: ReactorPoll, fd: int, events: int, function: int, data: int | None) -> None:
         self.poll = poll
         self.fd = fd
         self.events = events
-        self.function = libqb.Dispatch(function)
+        self.function = self.prototype(function)
         self.data = data
 
     def fileno(self) -> int:
@@ -97,6 +99,7 @@ class ListeningDescriptor(Descriptor):
 class GreetingDescriptor(Descriptor):
     """A connection that has not said yet who it is. Its time is limited."""
 
+    prototype = libqb.SlowDispatch
     deadline: IDelayedCall | None = None
 
 
@@ -155,7 +158,9 @@ class ReactorPoll:
             if isinstance(descriptor, GreetingDescriptor):
                 self._await_greeting(descriptor)
         except BaseException:
+            # libqb closes it.
             _log.failure("libqb's descriptor {fd} cannot be watched", fd=fd)
+            self._dispatch_del(fd)
             return -EIO
         return 0
 
@@ -166,7 +171,7 @@ class ReactorPoll:
                 return -ENOENT
             descriptor.events = events
             descriptor.data = data
-            descriptor.function = libqb.Dispatch(function)
+            descriptor.function = descriptor.prototype(function)
             self._watch(descriptor)
         except BaseException:
             _log.failure("libqb's descriptor {fd} cannot be changed", fd=fd)
