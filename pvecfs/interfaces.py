@@ -96,6 +96,9 @@ class ILedger(Interface):
     def settle(acknowledge: Acknowledge, outcome: int) -> None:
         """Call C{acknowledge(outcome)} after everything handed over so far was committed and acknowledged."""
 
+    def synchronise(acknowledge: Acknowledge) -> None:
+        """Put what was handed over so far on stable storage, then call C{acknowledge} with 0 or -errno."""
+
 
 class ILedgerListener(Interface):
     """Told of the ledger's misfortunes. Reactor thread."""

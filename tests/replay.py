@@ -1,7 +1,7 @@
 """Replays recordings of the reference (tests/golden/README.md) through our group machines.
 
-A L{Process} stands for one recorded process. It feeds each group's machine with what the process received, in order,
-and collects the state messages that our machine sends, and those that the process sent. Time is the newest time that any
+A L{Process} stands for one recorded process. It feeds each machine with what the process received, in order, and
+collects the state messages that our machine sends, and those that the process sent. Time is the newest time that any
 message's header told so far, for both clocks.
 """
 

@@ -1,0 +1,659 @@
+"""A node in its cluster: the thin services that carry out what the group machines ask for.
+
+L{GroupService} owns a group's connection and its machine. L{ClusterProposer} stands above the one of the tree: changes
+of this node go out through it, and what the group decided comes in through it, to the ledger. Reactor thread only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from errno import EACCES, EBUSY, EINVAL, EIO
+from typing import TYPE_CHECKING, NamedTuple
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.logger import LogLevel
+from zope.interface import implementer
+
+from pvecfs.errors import CorosyncUnavailable, TryAgain
+from pvecfs.interfaces import (
+    Acknowledge,
+    IGroupConnection,
+    IGroupListener,
+    ILedger,
+    ILedgerListener,
+    IProposer,
+    IQuorumListener,
+)
+from pvecfs.log import logger
+from pvecfs.replica.dcdb import CLUSTER_CONF, TreeReplica
+from pvecfs.replica.effects import (
+    ClusterConfChanged,
+    Commit,
+    Effect,
+    FailWaiting,
+    Halt,
+    Leave,
+    Log,
+    Multicast,
+    Settle,
+)
+from pvecfs.replica.machine import GroupMachine, Mode
+from pvecfs.replica.member import Instant, Member
+from pvecfs.replica.messages import LockPayload, TreeSubtype, encode_change
+from pvecfs.tree.admission import Limits, admit
+from pvecfs.tree.changes import Change, Rename
+from pvecfs.tree.errors import OperationError
+from pvecfs.tree.locks import release_asked
+from pvecfs.tree.tree import Tree
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
+    class ClusterReactor(IReactorFromThreads, IReactorTime):
+        """What these services want of a reactor."""
+
+
+_log = logger("cluster")
+
+JOIN_INTERVAL = 5.0
+"""Seconds between two attempts to join."""
+
+SEND_PATIENCE = 10.0
+"""Seconds for which a message is offered to a corosync that says "try again"."""
+
+SEND_INTERVAL = 0.01
+"""Seconds between two offers."""
+
+LEAVE_PATIENCE = 10.0
+"""Seconds after which a leave that nobody confirmed is replaced by a new connection."""
+
+STOP_PATIENCE = 1.0
+"""Seconds that a stop waits for the group to confirm that we left."""
+
+
+class Standing(Enum):
+    """How a L{GroupService} stands to its group."""
+
+    CLOSED = "closed"
+    """No connection."""
+    JOINED = "joined"
+    """Connected, or connecting, and asked to join."""
+    LEAVING = "leaving"
+    """Asked to leave, not yet told that we are out."""
+    OUT = "out"
+    """Connected, not in the group."""
+    ENDED = "ended"
+    """Stopped, or halted by the machine."""
+
+
+class _Unsent(NamedTuple):
+    """A message that corosync did not take yet.
+
+    @ivar number: of a NORMAL message that someone waits for; else 0.
+    @ivar since: when it was first offered, seconds of the reactor's clock.
+    @ivar failed: called when it will not be sent any more.
+    """
+
+    multicast: Multicast
+    number: int
+    since: float
+    failed: Callable[[], None] | None
+
+
+@implementer(IGroupListener)
+class GroupService(Service):
+    """One process group: its connection, kept for ever, and its machine, whose effects are carried out in order.
+
+    @ivar machine: the group's machine.
+    @ivar perform: given each effect that is the application's business, in order.
+    @ivar mode_changed: called after the machine's mode changed, with all effects carried out.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        connection: IGroupConnection,
+        machine: GroupMachine,
+        clock: Callable[[], Instant],
+        perform: Callable[[Effect], None] = lambda effect: None,
+        join_interval: float = JOIN_INTERVAL,
+    ) -> None:
+        """@param connection: to this group, not open yet.
+        @param clock: the wall clock, and the monotonic one.
+        @param join_interval: seconds between two attempts to join.
+        """
+        self.machine = machine
+        self.perform = perform
+        self.mode_changed: Callable[[Mode], None] = lambda mode: None
+        self._reactor = reactor
+        self._connection = connection
+        self._clock = clock
+        self._join_interval = join_interval
+        self._standing = Standing.CLOSED
+        self._suspended = False
+        self._inside: bool | None = None  # None: joining, not told yet
+        self._not_before = 0.0
+        self._attempt: IDelayedCall | None = None
+        self._leave_timeout: IDelayedCall | None = None
+        self._tick: IDelayedCall | None = None
+        self._tick_due = 0.0
+        self._flush_later: IDelayedCall | None = None
+        self._unsent: deque[_Unsent] = deque()
+        self._last_sent = 0.0
+        self._inputs: deque[Callable[[Instant], Iterable[Effect]]] = deque()
+        self._busy = False
+        self._mode = machine.mode
+        self._stopped: Deferred[None] | None = None
+        self._lost_said = False
+
+    # -- service
+
+    def startService(self) -> None:
+        """Connect, and stay connected."""
+        super().startService()  # type: ignore[no-untyped-call]  # Twisted has no annotations there
+        self._standing = Standing.CLOSED
+        self._schedule()
+
+    def stopService(self) -> Deferred[None]:
+        """Leave the group, telling it where possible. Callers that wait are failed with EBUSY.
+
+        @return: fires when we are out, at the latest after L{STOP_PATIENCE}.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]  # Twisted has no annotations there
+        was = self._standing
+        self._cancel(self._attempt)
+        self._input(lambda now: self.machine.connection_lost("stopping", now))
+        if was is Standing.JOINED and self._inside:
+            stopped: Deferred[None] = Deferred()
+            self._stopped = stopped
+            self._standing = Standing.LEAVING
+            try:
+                self._connection.leave()
+            except CorosyncUnavailable:
+                self._end()
+            else:
+                self._leave_timeout = self._reactor.callLater(STOP_PATIENCE, self._end)
+            return stopped
+        self._end()
+        return succeed(None)
+
+    def _end(self) -> None:
+        self._standing = Standing.ENDED
+        for call in (self._attempt, self._leave_timeout, self._tick, self._flush_later):
+            self._cancel(call)
+        self._unsent.clear()
+        self._connection.close()
+        stopped, self._stopped = self._stopped, None
+        if stopped is not None:
+            stopped.callback(None)
+
+    @staticmethod
+    def _cancel(call: IDelayedCall | None) -> None:
+        if call is not None and call.active():
+            call.cancel()
+
+    # -- what others ask
+
+    @property
+    def standing(self) -> Standing:
+        """How we stand to the group."""
+        return self._standing
+
+    def send(self, subtype: int, payload: bytes, failed: Callable[[], None] | None = None) -> int:
+        """Multicast a NORMAL message, behind all that was asked for before it.
+
+        @param failed: called if corosync did not take it for L{SEND_PATIENCE}; not when the group is left.
+        @return: its count; 0 while we are not in the group: nothing was sent then.
+        """
+        if not self.machine.joined:
+            return 0
+        number, multicast = self.machine.submit(subtype, payload, self._clock())
+        self._multicast(multicast, number, failed)
+        return number
+
+    def send_status(self, subtype: int, payload: bytes) -> None:
+        """As L{send}; nobody waits for it."""
+        self.send(subtype, payload)
+
+    def withdraw(self, number: int) -> bool:
+        """Do not send the message of count C{number} any more.
+
+        @return: False if it was sent already.
+        """
+        for unsent in self._unsent:
+            if unsent.number == number:
+                self._unsent.remove(unsent)
+                return True
+        return False
+
+    def quorum_changed(self, node_ids: Iterable[int]) -> None:
+        """Quorum's membership is C{node_ids}."""
+        self.machine.quorum_changed(node_ids)
+
+    def suspend(self, reason: str) -> None:
+        """Leave the group, and stay out until L{resume}."""
+        self._suspended = True
+        self._cancel(self._attempt)
+        self._input(lambda now: self.machine.leave(reason))
+
+    def resume(self) -> None:
+        """Join again, after L{suspend}."""
+        self._suspended = False
+        if self._standing in (Standing.CLOSED, Standing.OUT):
+            self._schedule()
+
+    # -- IGroupListener
+
+    def joined_as(self, member: object) -> None:
+        assert isinstance(member, Member)
+        self._lost_said = False
+        self._input(lambda now: self.machine.joined_as(member, now))
+
+    def membership_changed(self, members: Sequence[object], left: Sequence[object], joined: Sequence[object]) -> None:
+        present, gone, new = _members(members), _members(left), _members(joined)
+        if self.machine.own in present:
+            self._inside = True
+        elif self._inside:
+            self._inside = False
+        if self._standing is Standing.JOINED:
+            self._input(lambda now: self.machine.membership_changed(present, gone, new, now))
+        elif self._standing is Standing.LEAVING and self._inside is False:
+            self._got_out()
+
+    def message_delivered(self, sender: object, message: bytes) -> None:
+        assert isinstance(sender, Member)
+        if self._standing is not Standing.JOINED:
+            return
+        self._input(lambda now: self.machine.message_delivered(sender, message, now))
+
+    def connection_lost(self, reason: Exception) -> None:
+        if self._standing is Standing.ENDED:
+            return
+        if self._stopped is not None:
+            self._end()
+            return
+        self._standing = Standing.CLOSED
+        self._unsent.clear()
+        self._cancel(self._leave_timeout)
+        said, self._lost_said = self._lost_said, True
+        if said:
+            _log.debug("still no connection to the group: {reason}", reason=reason)
+            self._schedule()
+            return
+        self._schedule()
+        self._input(lambda now: self.machine.connection_lost(str(reason), now))
+
+    # -- joining and leaving
+
+    def _schedule(self) -> None:
+        """Try to join, when it is time."""
+        if self._suspended or not self.running:
+            return
+        self._cancel(self._attempt)
+        self._attempt = self._reactor.callLater(max(0.0, self._not_before - self._reactor.seconds()), self._join)
+
+    def _join(self) -> None:
+        self._not_before = self._reactor.seconds() + self._join_interval
+        self._inside = None
+        standing, self._standing = self._standing, Standing.JOINED
+        if standing is Standing.CLOSED:
+            self._connection.open(self)
+            return
+        try:
+            self._connection.join()
+        except CorosyncUnavailable as error:
+            self._abandon(error)
+        else:
+            own = self.machine.own
+            self._input(lambda now: self.machine.joined_as(own, now))
+
+    def _leave(self, delay: float) -> None:
+        self._unsent.clear()
+        self._not_before = max(self._not_before, self._reactor.seconds() + delay)
+        if self._standing is not Standing.JOINED:
+            return
+        if self._inside is False:  # told so before we asked for it
+            self._got_out()
+            return
+        if self._inside is None:  # who knows how far the join has come
+            self._abandon(CorosyncUnavailable("left while joining"))
+            return
+        self._standing = Standing.LEAVING
+        try:
+            self._connection.leave()
+        except CorosyncUnavailable as error:
+            self._abandon(error)
+        else:
+            self._leave_timeout = self._reactor.callLater(
+                LEAVE_PATIENCE, self._abandon, CorosyncUnavailable("the group does not let us leave")
+            )
+
+    def _got_out(self) -> None:
+        self._cancel(self._leave_timeout)
+        if self._stopped is not None:
+            self._end()
+            return
+        self._standing = Standing.OUT
+        self._schedule()
+
+    def _abandon(self, reason: Exception) -> None:
+        """The connection is of no use: have a new one."""
+        self._connection.close()
+        self.connection_lost(reason)
+
+    # -- sending
+
+    def _multicast(self, multicast: Multicast, number: int = 0, failed: Callable[[], None] | None = None) -> None:
+        if self._standing is not Standing.JOINED:
+            return
+        if not self._unsent:
+            try:
+                self._connection.multicast(multicast.message)
+                return
+            except TryAgain:
+                self._last_sent = self._reactor.seconds()
+                self._flush_later = self._reactor.callLater(SEND_INTERVAL, self._flush)
+            except CorosyncUnavailable as error:
+                self._abandon(error)
+                return
+        self._unsent.append(_Unsent(multicast, number, self._reactor.seconds(), failed))
+
+    def _flush(self) -> None:
+        """Offer corosync what it did not take, in order."""
+        while self._unsent and self._standing is Standing.JOINED:
+            unsent = self._unsent[0]
+            now = self._reactor.seconds()
+            try:
+                self._connection.multicast(unsent.multicast.message)
+            except TryAgain as error:
+                if now - max(unsent.since, self._last_sent) < SEND_PATIENCE:
+                    self._flush_later = self._reactor.callLater(SEND_INTERVAL, self._flush)
+                    return
+                self._unsent.popleft()
+                self._not_sent(unsent, str(error))
+            except CorosyncUnavailable as error:
+                self._abandon(error)
+                return
+            else:
+                self._unsent.popleft()
+                self._last_sent = now
+
+    def _not_sent(self, unsent: _Unsent, reason: str) -> None:
+        if unsent.failed is not None:
+            unsent.failed()
+        else:
+            self._input(lambda now: self.machine.multicast_failed(unsent.multicast, reason, now))
+
+    # -- the machine
+
+    def _input(self, give: Callable[[Instant], Iterable[Effect]]) -> None:
+        """Give the machine an input and carry out what it asks for; inputs that arise meanwhile come after it."""
+        self._inputs.append(give)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._inputs:
+                try:
+                    for effect in self._inputs.popleft()(self._clock()):
+                        self._carry_out(effect)
+                except Exception:
+                    _log.failure("the group's data cannot be trusted any more")
+                    if self.machine.halted:
+                        self._inputs.clear()
+                    else:
+                        self._inputs.appendleft(lambda now: self.machine.fail("an error in this program, see above"))
+        finally:
+            self._busy = False
+        self._watch_time()
+        if self.machine.mode is not self._mode:
+            self._mode = self.machine.mode
+            self.mode_changed(self._mode)
+
+    def _carry_out(self, effect: Effect) -> None:
+        kind = type(effect)
+        if kind is Multicast:
+            assert isinstance(effect, Multicast)
+            self._multicast(effect)
+        elif kind is Log:
+            assert isinstance(effect, Log)
+            _log.emit(LogLevel.levelWithName(effect.level.value), "{text}", text=effect.text)
+        elif kind is Leave:
+            assert isinstance(effect, Leave)
+            self._leave(effect.delay)
+        elif kind is Halt:
+            self._end()
+        else:
+            self.perform(effect)
+
+    def _watch_time(self) -> None:
+        """Keep one delayed call for the machine's next tick. One that comes too early finds nothing to do."""
+        due = self.machine.next_tick()
+        if due is None or self._standing is Standing.ENDED:
+            return
+        if self._tick is not None and self._tick.active():
+            if self._tick_due <= due:
+                return
+            self._tick.cancel()
+        self._tick_due = due
+        self._tick = self._reactor.callLater(max(0.0, due - self._clock().monotonic), self._ticked)
+
+    def _ticked(self) -> None:
+        self._input(self.machine.tick)
+
+
+def _members(members: Sequence[object]) -> tuple[Member, ...]:
+    return tuple(member for member in members if isinstance(member, Member))
+
+
+class _Proposal:
+    """A change that someone waits for."""
+
+    __slots__ = ("acknowledge", "by_mount", "change", "deadline")
+
+    def __init__(self, change: Change, acknowledge: Acknowledge, by_mount: bool, deadline: float) -> None:
+        self.change = change
+        self.acknowledge = acknowledge
+        self.by_mount = by_mount
+        self.deadline = deadline
+
+
+@implementer(IProposer, ILedgerListener, IQuorumListener)
+class ClusterProposer:
+    """Proposes changes to the cluster, and hands what the cluster decided to the ledger.
+
+    A change is sent only in mode SYNCED; while a synchronisation runs, changes wait here, in order. (A member that is
+    not synced yet must not send: messages of such members are not delivered in the same order everywhere.)
+
+    @param service: of group C{pve_dcdb_v1}; its C{perform} and C{mode_changed} are taken over.
+    @param replica: that group's application.
+    @param operation_timeout: longest wait of a change for the cluster, seconds.
+    @param conf_changed: told the committed content of C{corosync.conf}, and whether this node changed it.
+    """
+
+    def __init__(
+        self,
+        reactor: ClusterReactor,
+        service: GroupService,
+        replica: TreeReplica,
+        ledger: ILedger,
+        limits: Limits,
+        operation_timeout: float,
+        conf_changed: Callable[[bytes, bool], object] = lambda content, own: None,
+    ) -> None:
+        self._reactor = reactor
+        self._service = service
+        self._replica = replica
+        self._ledger = ledger
+        self._limits = limits
+        self._operation_timeout = operation_timeout
+        self._conf_changed = conf_changed
+        self._waiting: dict[int, _Proposal] = {}
+        self._held: deque[_Proposal] = deque()
+        self._expiry: IDelayedCall | None = None
+        self._failure = 0  # errno of the failed commit while the database takes none
+        service.perform = self.perform
+        service.mode_changed = self._mode_changed
+
+    # -- IProposer
+
+    def propose(self, change: Change, acknowledge: Acknowledge, by_mount: bool = False) -> None:
+        try:
+            change = self._admitted(change)
+        except OperationError as refused:
+            self._ledger.settle(acknowledge, -(refused.errno or EINVAL))
+            return
+        refusal = self._refusal()
+        if refusal:
+            acknowledge(-refusal)
+            return
+        proposal = _Proposal(change, acknowledge, by_mount, self._reactor.seconds() + self._operation_timeout)
+        if self._service.machine.mode is Mode.SYNCED and not self._held:
+            self._submit(proposal)
+        else:
+            self._held.append(proposal)
+        self._watch_time()
+
+    def synchronise(self, acknowledge: Acknowledge) -> None:
+        self._ledger.synchronise(acknowledge)
+
+    def _admitted(self, change: Change) -> Change:
+        if b"\0" in change.path or (isinstance(change, Rename) and b"\0" in change.to):
+            raise OperationError(EINVAL)
+        return admit(self._replica.tree, change, self._limits)
+
+    def _refusal(self) -> int:
+        """The errno for which nothing can be proposed now, or 0."""
+        if self._failure:
+            return self._failure
+        if not self._replica.quorate:
+            return EACCES
+        if not self._service.machine.joined:
+            return EBUSY
+        return 0
+
+    def _submit(self, proposal: _Proposal) -> None:
+        service, change = self._service, proposal.change
+        lock = release_asked(self._replica.tree, change)
+        if lock is not None:
+            request = LockPayload(lock, change.path.lstrip(b"/"))
+            service.send(TreeSubtype.UNLOCK_REQUEST, request.encode())
+        number = 0
+
+        def not_sent() -> None:
+            if self._waiting.pop(number, None) is not None:
+                proposal.acknowledge(-EBUSY)
+
+        number = service.send(*encode_change(change), not_sent)
+        if number and service.machine.joined:
+            self._waiting[number] = proposal
+        else:
+            proposal.acknowledge(-EBUSY)
+
+    def _mode_changed(self, mode: Mode) -> None:
+        while self._held and self._service.machine.mode is Mode.SYNCED:
+            proposal = self._held.popleft()
+            try:
+                proposal.change = self._admitted(proposal.change)
+            except OperationError as refused:
+                self._ledger.settle(proposal.acknowledge, -(refused.errno or EINVAL))
+            else:
+                refusal = self._refusal()
+                if refusal:
+                    proposal.acknowledge(-refusal)
+                else:
+                    self._submit(proposal)
+
+    # -- deadlines
+
+    def _watch_time(self) -> None:
+        if self._expiry is None and (self._waiting or self._held):
+            self._expiry = self._reactor.callLater(self._operation_timeout, self._expired)
+
+    def _expired(self) -> None:
+        """Deadlines are in order: all operations have the same time."""
+        self._expiry = None
+        now = self._reactor.seconds()
+        while self._held and self._held[0].deadline <= now:
+            # Never sent, so it will not happen: no need for "outcome unknown".
+            self._held.popleft().acknowledge(-EBUSY)
+        for number, proposal in list(self._waiting.items()):
+            if proposal.deadline > now:
+                break
+            del self._waiting[number]
+            if self._service.withdraw(number):
+                proposal.acknowledge(-EBUSY)
+                continue
+            _log.error(
+                "no answer of the cluster for {seconds} s, the outcome of {operation} {path} is unknown",
+                seconds=self._operation_timeout,
+                operation=type(proposal.change).__name__,
+                path=proposal.change.path.decode("utf-8", "backslashreplace"),
+            )
+            proposal.acknowledge(-EIO)
+        pending = [next(iter(self._waiting.values()))] if self._waiting else []
+        pending += [self._held[0]] if self._held else []
+        if pending:
+            earliest = min(proposal.deadline for proposal in pending)
+            self._expiry = self._reactor.callLater(max(0.0, earliest - now), self._expired)
+
+    # -- effects
+
+    def perform(self, effect: Effect) -> None:
+        """Carry out an effect of the tree's replica or machine."""
+        if isinstance(effect, Commit):
+            proposal = None if effect.count is None else self._waiting.pop(effect.count, None)
+            if proposal is None:
+                self._ledger.commit(effect.delta)
+            else:
+                self._ledger.commit(effect.delta, proposal.acknowledge, effect.outcome, proposal.by_mount)
+        elif isinstance(effect, Settle):
+            proposal = self._waiting.pop(effect.count, None)
+            if proposal is not None:
+                self._ledger.settle(proposal.acknowledge, effect.outcome)
+        elif isinstance(effect, FailWaiting):
+            self._fail_waiting(effect.errno)
+        elif isinstance(effect, ClusterConfChanged):
+            own = effect.own
+
+            def committed(outcome: int) -> None:
+                self._reactor.callFromThread(self._tell_conf, own)
+
+            self._ledger.settle(committed, 0)
+
+    def _fail_waiting(self, errno: int) -> None:
+        waiting = [*self._waiting.values(), *self._held]
+        self._waiting.clear()
+        self._held.clear()
+        for proposal in waiting:
+            proposal.acknowledge(-errno)
+
+    def _tell_conf(self, own: bool) -> None:
+        entry = self._replica.tree.lookup(CLUSTER_CONF)
+        if entry is not None and not entry.is_directory:
+            self._conf_changed(entry.data, own)
+
+    # -- IQuorumListener
+
+    def quorum_changed(self, quorate: bool, node_ids: Sequence[int]) -> None:
+        self._replica.quorate = quorate
+        self._service.quorum_changed(node_ids)
+        if not quorate:
+            held, self._held = self._held, deque()
+            for proposal in held:
+                proposal.acknowledge(-EACCES)
+
+    # -- ILedgerListener
+
+    def commit_failed(self, errno: int, committed: Tree) -> None:
+        self._failure = errno
+        self._replica.reset(committed)
+        self._service.suspend("the database refuses changes")
+
+    def recovered(self) -> None:
+        self._failure = 0
+        self._service.resume()
