@@ -11,6 +11,7 @@ from twisted.logger import Logger
 
 from pvecfs.interfaces import INodeView, IStatus
 from pvecfs.ipc import libqb
+from pvecfs.ipc.leftovers import remove_leftovers
 from pvecfs.ipc.poll import PollReactor, ReactorPoll
 from pvecfs.ipc.requests import Peer, Sources, answer
 from pvecfs.tree.errors import OperationError
@@ -106,6 +107,9 @@ class IpcService(Service):
         if result < 0:  # and the service is freed
             raise OSError(-result, os.strerror(-result), self._ipc_name)
         self._service = service
+        left = remove_leftovers(self._ipc_name)
+        if left:
+            _log.info("removed the shared memory of {count} clients of a killed daemon", count=left)
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's has no annotations
         _log.info("IPC service {name} is open", name=self._ipc_name)
 
