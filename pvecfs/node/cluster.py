@@ -235,10 +235,10 @@ class GroupService(Service):
         self.machine.quorum_changed(node_ids)
 
     def suspend(self, reason: str) -> None:
-        """Leave the group, and stay out until L{resume}."""
+        """Leave the group before anything else is delivered, and stay out until L{resume}."""
         self._suspended = True
         self._cancel(self._attempt)
-        self._input(lambda now: self.machine.leave(reason))
+        self._input(lambda now: self.machine.leave(reason), urgent=True)
 
     def resume(self) -> None:
         """Join again, after L{suspend}."""
@@ -390,9 +390,13 @@ class GroupService(Service):
 
     # -- the machine
 
-    def _input(self, give: Callable[[Instant], Iterable[Effect]]) -> None:
-        """Give the machine an input and carry out what it asks for; inputs that arise meanwhile come after it."""
-        self._inputs.append(give)
+    def _input(self, give: Callable[[Instant], Iterable[Effect]], urgent: bool = False) -> None:
+        """Give the machine an input and carry out what it asks for; inputs that arise meanwhile come after it, an
+        C{urgent} one before the others."""
+        if urgent:
+            self._inputs.appendleft(give)
+        else:
+            self._inputs.append(give)
         if self._busy:
             return
         self._busy = True
@@ -656,4 +660,5 @@ class ClusterProposer:
 
     def recovered(self) -> None:
         self._failure = 0
+        self._replica.reset(self._ledger.newest)
         self._service.resume()
