@@ -1,0 +1,530 @@
+"""The store on real files: what it writes, in which transactions, and what it makes of failures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+from collections.abc import Generator
+from errno import EIO, ENOSPC
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from pvecfs.interfaces import IStore
+from pvecfs.store import rows, sqlite
+from pvecfs.store.errors import StoreError
+from pvecfs.store.sqlite import SqliteStore
+from pvecfs.tree.changes import Create, Delete, Mkdir, Rename, SetMtime, Write
+from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
+from pvecfs.tree.tree import Delta, Tree
+from tests.store_databases import (
+    GOLDEN,
+    Connections,
+    Gate,
+    ImmediateReactor,
+    Outcomes,
+    deltas,
+    random_deltas,
+    reopened,
+    settle,
+    store_at,
+)
+
+
+class StoreTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        os.mkdir(self.mktemp())
+        self.directory = os.path.abspath(self.mktemp())
+        os.mkdir(self.directory)
+        self.path = os.path.join(self.directory, "config.db")
+
+    def opened(self, **kwargs: Any) -> tuple[SqliteStore, Tree]:
+        store = store_at(self.path, **kwargs)
+        tree = store.open()
+        self.addCleanup(store.close_now)
+        return store, tree
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """What another process sees."""
+        connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+        try:
+            return connection.execute(statement).fetchall()
+        finally:
+            connection.close()
+
+
+class InterfaceTests(SynchronousTestCase):
+    def test_interfaces(self) -> None:
+        verifyObject(IStore, store_at("unused"))
+        verifyObject(IReactorFromThreads, ImmediateReactor())
+
+
+class GoldenTests(StoreTestCase):
+    def test_what_is_written_opens_again_with_the_same_index(self) -> None:
+        shutil.copy(GOLDEN / "config.db", self.path)
+        store, tree = self.opened()
+        self.assertEqual(len(tree), 17)
+        self.assertEqual(self.query("PRAGMA page_size"), [(4096,)])
+        tree, made = deltas(tree, Create(b"new"), Write(b"new", b"text"), Delete(b"user.cfg"))
+        for delta in made:
+            store.commit(delta, lambda outcome: None)
+        store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_a_copy_of_the_whole_tree(self) -> None:
+        shutil.copy(GOLDEN / "config.db", self.path)
+        tree = reopened(self.path)
+        copy = os.path.join(self.directory, "copy.db")
+        sqlite.create(copy, tree)
+        self.assertEqual(reopened(copy).index(), tree.index())
+        self.assertEqual(reopened(copy).checksum(), tree.checksum())
+
+    def test_a_symbolic_link(self) -> None:
+        shutil.copy(GOLDEN / "config.db", self.path)
+        os.mkdir(os.path.join(self.directory, "other"))
+        link = os.path.join(self.directory, "other", "config.db")
+        os.symlink(self.path, link)
+        store = store_at(link)
+        tree, made = deltas(store.open(), Create(b"new"))
+        store.commit(made[0], lambda outcome: None)
+        settle(store)
+        self.assertTrue(os.path.exists(self.path + "-wal"))
+        store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+
+class NewDatabaseTests(StoreTestCase):
+    def test_what_is_made(self) -> None:
+        store, tree = self.opened()
+        self.assertTrue(store.created)
+        self.assertEqual((tree.version, tree.root.writer, tree.root.mtime, len(tree)), (1, 0, 1000, 1))
+        self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
+        self.assertEqual(
+            self.query("SELECT *, typeof(name), typeof(data) FROM tree"),
+            [(0, 0, 1, 0, 1000, 8, "__version__", None, "text", "null")],
+        )
+        self.assertEqual(self.query("PRAGMA journal_mode"), [("wal",)])
+        self.assertEqual(self.query("PRAGMA page_size"), [(rows.DEFAULT_PAGE_SIZE,)])
+        with sqlite3.connect(GOLDEN / "config.db") as golden:
+            (theirs,) = golden.execute("SELECT sql FROM sqlite_master").fetchone()
+        self.assertEqual(self.query("SELECT count(*) FROM sqlite_master"), [(1,)])
+        self.assertEqual(self.query("SELECT sql FROM sqlite_master")[0][0].split(), theirs.split())
+
+    def test_created_until_something_is_written(self) -> None:
+        self.opened()[0].close_now()
+        store, tree = self.opened()
+        self.assertTrue(store.created)
+        store.commit_now(tree.apply(Mkdir(b"d"), 0, 1).delta)
+        store.close_now()
+        store, tree = self.opened()
+        self.assertFalse(store.created)
+
+    def test_a_database_that_the_reference_had_just_begun(self) -> None:
+        for statement in ("PRAGMA user_version=1", rows.SCHEMA):
+            with self.subTest(statement):
+                connection = sqlite3.connect(self.path)
+                connection.execute("PRAGMA journal_mode=WAL").fetchall()
+                connection.execute(statement)
+                connection.close()
+                store, tree = self.opened()
+                self.assertEqual((tree.version, len(tree), store.created), (1, 1, True))
+                store.close_now()
+                self.assertEqual(reopened(self.path).index(), tree.index())
+                os.unlink(self.path)
+
+    def test_the_log_of_a_database_that_was_removed(self) -> None:
+        store, tree = self.opened()
+        store.commit_now(tree.apply(Mkdir(b"d"), 0, 1).delta)
+        saved = Path(self.path + "-wal").read_bytes()
+        store.close_now()
+        os.unlink(self.path)
+        Path(self.path + "-wal").write_bytes(saved)
+        store, tree = self.opened()
+        self.assertEqual(len(tree), 1)
+        self.assertEqual(Path(self.path + "-wal.old").read_bytes(), saved)
+
+    def test_no_half_made_database(self) -> None:
+        connections = Connections()
+
+        def fail(statement: str) -> None:
+            if statement == "COMMIT":
+                raise sqlite3.OperationalError("disk I/O error")
+
+        connections.fail = fail
+        self.assertRaises(StoreError, store_at(self.path, connect=connections).open)
+        self.assertEqual(os.listdir(self.directory), [])
+
+    def test_mode_is_enforced(self) -> None:
+        shutil.copy(GOLDEN / "config.db", self.path)
+        os.chmod(self.path, 0o644)
+        self.opened()
+        for suffix in ("", "-wal", "-shm"):
+            self.assertEqual(stat.S_IMODE(os.stat(self.path + suffix).st_mode), 0o600)
+
+
+class RowTests(StoreTestCase):
+    def test_names_of_any_bytes(self) -> None:
+        store, tree = self.opened()
+        names = [b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80", b"a\nb", b"\x01", b"'; --", b"1", b"1.0", b"x" * 255]
+        names += [bytes([byte]) for byte in range(1, 256) if byte not in b"/."]
+        tree, made = deltas(tree, *map(Create, dict.fromkeys(names)))
+        for delta in made:
+            store.commit(delta, lambda outcome: None)
+        store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+        self.assertEqual(self.query("SELECT DISTINCT typeof(name), typeof(data) FROM tree"), [("text", "null")])
+
+    def test_row_0(self) -> None:
+        store, tree = self.opened()
+        delta = tree.apply(Create(b"f"), 3, 77).delta
+        root = "SELECT parent, version, writer, mtime, type, name, data FROM tree WHERE inode = 0"
+        store.commit_now(delta)
+        self.assertEqual(self.query(root), [(0, 2, 3, 77, DT_REG, "__version__", None)])
+        for stored, deleted in ((delta.stored, ()), ((), (2,)), ((), ())):
+            store.commit_now(Delta(delta.tree, stored, deleted, synchronised=True))
+            self.assertEqual(self.query(root), [(0, 2, 3, 77, DT_DIR, "__version__", None)])
+            store.commit_now(delta)
+            self.assertEqual(self.query(root), [(0, 2, 3, 77, DT_REG, "__version__", None)])
+
+    def test_the_largest_numbers(self) -> None:
+        top = 2**64 - 1
+        root = Entry(0, 0, top, 2**32 - 1, 2**32 - 1, DT_DIR, b"")
+        entries = [
+            Entry(2**63, 0, 2**63 + 1, 2**32 - 1, 2**32 - 1, DT_DIR, b"d"),
+            Entry(top, 2**63, top, 2**32 - 1, 2**32 - 1, DT_REG, b"f", b"data"),
+        ]
+        tree = Tree.load(entries, root)
+        store, _ = self.opened()
+        store.commit_now(Delta(tree, tuple(entries), ()))
+        store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+        store, tree = self.opened()
+        store.commit_now(Delta(Tree.load([], root), (), (top, 2**63)))
+        store.close_now()
+        self.assertEqual(len(reopened(self.path)), 1)
+
+    def test_data_of_another_kind(self) -> None:
+        store, tree = self.opened()
+        tree, made = deltas(tree, Create(b"f"), Write(b"f", b"\xff\x00x"))
+        for delta in made:
+            store.commit_now(delta)
+        store.close_now()
+        connection = sqlite3.connect(self.path)
+        connection.execute("UPDATE tree SET data = CAST(data AS TEXT) WHERE inode = 2")
+        connection.commit()
+        connection.close()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_the_log_of_a_process_that_was_killed(self) -> None:
+        store, tree = self.opened()
+        tree, made = random_deltas(Random(1), tree, 50)
+        for delta in made:
+            store.commit(delta, lambda outcome: None)
+        settle(store)
+        other = os.path.join(self.directory, "other.db")
+        shutil.copy(self.path, other)
+        shutil.copy(self.path + "-wal", other + "-wal")
+        self.assertEqual(reopened(other).index(), tree.index())
+
+
+class BatchTests(StoreTestCase):
+    def test_what_piles_up_is_one_transaction(self) -> None:
+        connections = Connections()
+        store, tree = self.opened(connect=connections)
+        gate = Gate()
+        tree, made = deltas(tree, Create(b"f"), *(Write(b"f", b"%d" % i, 0, True) for i in range(100)))
+        outcomes: list[int] = []
+        store.commit(made[0], gate)
+        gate.reached.wait(30)
+        before = connections.transactions
+        for number, delta in enumerate(made[1:]):
+            store.commit(delta, lambda outcome, number=number: outcomes.append(number))  # type: ignore[misc]  # mypy knows no lambda with a default
+        gate.opened.set()
+        settle(store)
+        self.assertEqual(connections.transactions - before, 1)
+        self.assertEqual(outcomes, list(range(100)))
+        self.assertEqual(self.query("SELECT data FROM tree WHERE inode = 2"), [(b"99",)])
+
+    def test_a_row_that_comes_and_goes(self) -> None:
+        store, tree = self.opened()
+        gate = Gate()
+        tree, made = deltas(
+            tree, Mkdir(b"first"), Mkdir(b"d"), Create(b"f"), Delete(b"d"), Create(b"d"), Rename(b"f", b"d")
+        )
+        for delta in made:
+            store.commit(delta, gate)
+        gate.opened.set()
+        settle(store)
+        self.assertEqual(gate.outcomes, [None] * len(made))
+        store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_random_batches(self) -> None:
+        random = Random(5)
+        store, tree = self.opened(page_size=512)
+        for _ in range(40):
+            gate = Gate()
+            tree, made = random_deltas(random, tree, random.randint(1, 20))
+            for delta in made:
+                store.commit(delta, gate)
+            gate.opened.set()
+            settle(store)
+            self.assertEqual(gate.outcomes, [None] * len(made))
+        store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_nothing_to_commit(self) -> None:
+        connections = Connections()
+        store, tree = self.opened(connect=connections)
+        before = connections.transactions
+        store.commit_now(Delta(tree, (), ()))
+        self.assertEqual(connections.transactions, before)
+
+    def test_a_callback_that_fails(self) -> None:
+        store, tree = self.opened()
+        tree, made = deltas(tree, Create(b"f"), Create(b"g"))
+        outcomes: Outcomes = []
+
+        def broken(outcome: Exception | None) -> None:
+            raise ZeroDivisionError
+
+        store.commit(made[0], broken)
+        store.commit(made[1], outcomes.append)
+        settle(store)
+        self.assertEqual(outcomes, [None])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_mtime_of_a_large_file_costs_little(self) -> None:
+        store, tree = self.opened()
+        tree, made = deltas(tree, Create(b"f"), Write(b"f", os.urandom(2**20)))
+        for delta in made:
+            store.commit_now(delta)
+        before = os.stat(self.path + "-wal").st_size
+        store.commit_now(tree.apply(SetMtime(b"f", 2001), 1, 0).delta)
+        self.assertLess(os.stat(self.path + "-wal").st_size - before, 10_000)
+
+
+class FailureTests(StoreTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.connections = Connections()
+        self.store, self.tree = self.opened(connect=self.connections)
+
+    def fill(self, pages: int) -> None:
+        """The disk has room for so many pages more. SQLite says the same as when it is really full."""
+        (used,) = self.connections.newest.execute("PRAGMA page_count").fetchone()
+        self.connections.newest.execute(f"PRAGMA max_page_count={used + pages}")
+
+    def test_full(self) -> None:
+        tree, made = deltas(self.tree, Create(b"f"), Write(b"f", b"x" * 100_000), Create(b"g"))
+        self.store.commit_now(made[0])
+        self.fill(10)
+        gate = Gate()
+        outcomes: Outcomes = []
+        self.store.commit(Delta(made[0].tree, (), (), True), gate)
+        gate.reached.wait(30)
+        self.store.commit(made[1], outcomes.append)
+        self.store.commit(made[2], outcomes.append)
+        gate.opened.set()
+        settle(self.store)
+        self.store.commit(made[2], outcomes.append)
+        self.store.synchronise(outcomes.append)
+        settle(self.store)
+        self.assertEqual([type(outcome) for outcome in outcomes], [StoreError] * 4)
+        self.assertEqual({getattr(outcome, "errno", None) for outcome in outcomes}, {ENOSPC})
+        self.assertEqual(self.query("SELECT inode FROM tree"), [(0,), (2,)])
+
+        done: list[object] = []
+        self.store.recover(made[0].tree).addBoth(done.append)
+        settle(self.store)
+        self.assertEqual(done, [None])
+        tree, made = deltas(made[0].tree, Write(b"f", b"x" * 100_000), Create(b"h"))
+        for delta in made:
+            self.store.commit_now(delta)
+        self.store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_input_output_error(self) -> None:
+        def fail(statement: str) -> None:
+            if statement == "COMMIT":
+                raise sqlite3.OperationalError("disk I/O error")
+
+        tree, made = deltas(self.tree, Create(b"f"), Delete(b"f"), Create(b"g"))
+        self.store.commit_now(made[0])
+        self.connections.newest.fail = self.connections.fail = fail
+        error = self.assertRaises(StoreError, self.store.commit_now, made[1])
+        self.assertEqual(error.errno, EIO)
+        self.assertIn(self.path, str(error))
+        failures: list[object] = []
+        self.store.recover(made[0].tree).addErrback(lambda failure: failures.append(failure.value))
+        settle(self.store)
+        self.assertIsInstance(failures[0], StoreError)
+        self.connections.fail = lambda statement: None
+        done: list[object] = []
+        # The database is put to whatever tree was committed last, even if more or less than that is in it.
+        self.store.recover(made[2].tree).addBoth(done.append)
+        settle(self.store)
+        self.assertEqual(done, [None])
+        self.store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_every_statement_may_fail(self) -> None:
+        """Whatever statement fails, nothing of its batch is in the database, and a recovery mends it."""
+        tree, made = random_deltas(Random(3), self.tree, 60)
+        committed = self.tree
+        for number, delta in enumerate(made):
+            countdown = [number % 5]
+
+            def fail(statement: str, countdown: list[int] = countdown) -> None:
+                countdown[0] -= 1
+                if countdown[0] == -1 and statement != "ROLLBACK":
+                    raise sqlite3.OperationalError("injected")
+
+            self.connections.newest.fail = fail
+            try:
+                self.store.commit_now(delta)
+            except StoreError:
+                self.connections.newest.fail = lambda statement: None
+                self.assertEqual(self.query("SELECT version FROM tree WHERE inode = 0"), [(committed.version,)])
+                done: list[object] = []
+                self.store.recover(committed).addBoth(done.append)
+                settle(self.store)
+                self.assertEqual(done, [None])
+                self.store.commit_now(delta)
+            self.connections.newest.fail = lambda statement: None
+            committed = delta.tree
+        self.store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_a_closed_store(self) -> None:
+        self.store.close_now()
+        outcomes: Outcomes = []
+        self.store.commit(self.tree.apply(Create(b"f"), 0, 0).delta, outcomes.append)
+        self.store.synchronise(outcomes.append)
+        self.assertEqual([type(outcome) for outcome in outcomes], [StoreError] * 2)
+        self.failureResultOf(self.store.recover(self.tree), StoreError)
+        self.assertIsNone(self.successResultOf(self.store.close()))
+        self.store.close_now()
+
+
+class LogTests(StoreTestCase):
+    def frames(self, store: SqliteStore) -> int:
+        return os.stat(self.path + "-wal").st_size
+
+    def write(self, store: SqliteStore, tree: Tree, count: int) -> Tree:
+        for _ in range(count):
+            delta = tree.apply(Write(b"f", os.urandom(500_000), 0, True), 0, 0).delta
+            store.commit_now(delta)
+            tree = delta.tree
+        return tree
+
+    def test_checkpoint_at_quiet_moments(self) -> None:
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Create(b"f"), 0, 0).delta)
+        self.assertEqual(store._waited_for(lambda: store._rest(sqlite.QUIET)), sqlite.IDLE)  # too little to do
+        tree = self.write(store, delta.tree, 4)
+        before = os.stat(self.path).st_size
+        self.assertIsNone(store._waited_for(lambda: store._rest(sqlite.QUIET)))
+        self.assertGreater(os.stat(self.path).st_size, before)
+        size = self.frames(store)
+        tree = self.write(store, tree, 3)
+        self.assertEqual(self.frames(store), size)  # used from its start again
+        self.assertEqual(self.query("SELECT type FROM tree WHERE inode = 0"), [(8,)])
+        store.close_now()
+        self.assertEqual(os.listdir(self.directory), ["config.db"])
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_the_log_is_bounded_under_load(self) -> None:
+        self.patch(sqlite, "BUSY_LOG", 2_000_000)
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Create(b"f"), 0, 0).delta)
+        self.write(store, delta.tree, 40)
+        self.assertLess(self.frames(store), 4_000_000)
+
+    def test_a_reader_of_an_old_state_delays_the_checkpoint(self) -> None:
+        self.patch(sqlite, "BUSY_LOG", 1_000_000)
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Create(b"f"), 0, 0).delta)
+        reader = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, isolation_level=None)
+        self.addCleanup(reader.close)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM tree").fetchall()
+        tree = self.write(store, delta.tree, 10)
+        self.assertEqual(len(reader.execute("SELECT * FROM tree").fetchall()), 2)
+        reader.execute("COMMIT")
+        tree = self.write(store, tree, 10)
+        size = self.frames(store)
+        tree = self.write(store, tree, 10)
+        self.assertEqual(self.frames(store), size)
+
+    def test_durability(self) -> None:
+        for durability, level in (("process", 1), ("power", 2)):
+            connections = Connections()
+            store = store_at(self.path, connect=connections, durability=durability)
+            store.open()
+            self.assertEqual(connections.newest.execute("PRAGMA synchronous").fetchone(), (level,))
+            store.close_now()
+        self.assertRaises(StoreError, store_at(self.path, durability="none").open)
+
+    def test_synchronise(self) -> None:
+        store, _ = self.opened()
+        outcomes: Outcomes = []
+        store.synchronise(outcomes.append)
+        settle(store)
+        self.assertEqual(outcomes, [None])
+
+
+class ReactorTests(TestCase):
+    """With a real reactor and its thread."""
+
+    @inlineCallbacks
+    def test_load_commit_close(self) -> Generator[Deferred[Any], Any, None]:
+        path = os.path.abspath(self.mktemp())
+        store = SqliteStore(path, IReactorFromThreads(reactor), lambda: 7.5)
+        tree = yield store.load()
+        self.failureResultOf(store.load(), StoreError)
+        committed: Deferred[object] = Deferred()
+        delta = tree.apply(Create(b"f"), 0, 0).delta
+        store.commit(delta, lambda outcome: reactor.callFromThread(committed.callback, outcome))  # type: ignore[attr-defined]  # the reactor is a module to mypy
+        outcome = yield committed
+        self.assertIsNone(outcome)
+        yield store.recover(delta.tree)
+        yield store.close()
+        self.assertEqual(reopened(path).index(), delta.tree.index())
+
+    @inlineCallbacks
+    def test_failed_load(self) -> Generator[Deferred[Any], Any, None]:
+        path = os.path.abspath(self.mktemp())
+        Path(path).write_bytes(b"something else entirely, and long enough")
+        store = SqliteStore(path, IReactorFromThreads(reactor), lambda: 7.5)
+        yield self.assertFailure(store.load(), StoreError)
+        yield store.close()
+        self.assertEqual(Path(path).read_bytes(), b"something else entirely, and long enough")
+
+
+class LargeTests(StoreTestCase):
+    def test_ten_thousand_configs(self) -> None:
+        store, tree = self.opened()
+        directory = b"nodes/n1/qemu-server"
+        tree, _ = deltas(tree, Mkdir(b"nodes"), Mkdir(b"nodes/n1"), Mkdir(directory))
+        root, parent = tree.root, tree.lookup(directory)
+        assert parent is not None
+        configs = tuple(
+            Entry(number, parent.inode, number, 1, 1, DT_REG, b"%d.conf" % number, b"x" * 1024)
+            for number in range(100, 10_100)
+        )
+        tree = tree.replaced((), configs, Entry(0, 0, 20_000, root.writer, root.mtime, DT_DIR, b""))
+        stored = tuple(entry for entry in tree.entries() if entry.inode)
+        store.commit_now(Delta(tree, stored, (), True))
+        store.close_now()
+        loaded = reopened(self.path)
+        self.assertEqual(loaded.index(), tree.index())
+        self.assertEqual(len(list(loaded.vms.items())), 10_000)
