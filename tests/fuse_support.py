@@ -213,7 +213,7 @@ def serve(place: str, address: str) -> None:
         print(f"failed: {failure}", flush=True)
         sys.exit(1)
     factory = Factory()
-    factory.protocol = Commands  # type: ignore[assignment]  # as Twisted's own documentation does
+    factory.protocol = Commands
     r.listenUNIX(address, factory)
     r.addSystemEventTrigger("before", "shutdown", mount.stopService)
     r.callWhenRunning(print, "mounted", flush=True)

@@ -22,6 +22,7 @@ from errno import (
     EISDIR,
     ENAMETOOLONG,
     ENOENT,
+    ENOSYS,
     ENOTDIR,
     ENOTTY,
     EPERM,
@@ -306,6 +307,12 @@ class FileSystem:
             reply_err(request, ENOENT)
         else:
             self._reply_attributes(request, self._attributes.of_document(name, len(content)), FOREVER)
+
+    def _open(self, request: int, _node: int, _file: int | None) -> None:
+        """Nothing needs to be known of who holds a file open. The kernel asks once, and never again."""
+        reply_err(request, ENOSYS)
+
+    _opendir = _open
 
     def _readlink(self, request: int, node: int) -> None:
         if FIRST_COMPUTED <= node < FIRST_FROZEN:

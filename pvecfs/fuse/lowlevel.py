@@ -100,13 +100,13 @@ _OPERATIONS = (
     ("symlink", CFUNCTYPE(None, c_void_p, c_char_p, c_uint64, c_char_p)),
     ("rename", CFUNCTYPE(None, c_void_p, c_uint64, c_char_p, c_uint64, c_char_p, c_uint)),
     ("link", CFUNCTYPE(None, c_void_p, c_uint64, c_uint64, c_char_p)),
-    ("open", c_void_p),
+    ("open", CFUNCTYPE(None, c_void_p, c_uint64, c_void_p)),
     ("read", CFUNCTYPE(None, c_void_p, c_uint64, c_size_t, c_longlong, c_void_p)),
     ("write", CFUNCTYPE(None, c_void_p, c_uint64, c_void_p, c_size_t, c_longlong, ctypes.POINTER(FileInfo))),
     ("flush", c_void_p),
     ("release", c_void_p),
     ("fsync", CFUNCTYPE(None, c_void_p, c_uint64, c_int, c_void_p)),
-    ("opendir", c_void_p),
+    ("opendir", CFUNCTYPE(None, c_void_p, c_uint64, c_void_p)),
     ("readdir", CFUNCTYPE(None, c_void_p, c_uint64, c_size_t, c_longlong, c_void_p)),
     ("releasedir", c_void_p),
     ("fsyncdir", CFUNCTYPE(None, c_void_p, c_uint64, c_int, c_void_p)),
@@ -134,8 +134,8 @@ _OPERATIONS = (
 
 
 class Operations(ctypes.Structure):
-    """C{struct fuse_lowlevel_ops}. Those that are C{c_void_p} here stay NULL: libfuse then answers in C, opens, flushes
-    and extended attributes with ENOSYS (so that the kernel never asks again), releases with success."""
+    """C{struct fuse_lowlevel_ops}. Those that are C{c_void_p} here stay NULL: libfuse then answers in C, flushes and
+    extended attributes with ENOSYS (so that the kernel never asks again), releases with success."""
 
     _fields_ = _OPERATIONS
 

@@ -109,12 +109,15 @@ def clear(mountpoint: str) -> None:
 
 
 def _probe(mountpoint: str) -> int | None:
-    """The errno of a stat, 0 for success, or C{None} without an answer in time. In a thread, since it may hang."""
+    """The errno of a statfs, 0 for success, or C{None} without an answer in time. In a thread, since it may hang.
+
+    A stat would not do: the kernel may still know the root's attributes, and answer for a dead daemon.
+    """
     results: list[int] = []
 
     def probe() -> None:
         try:
-            os.stat(mountpoint)
+            os.statvfs(mountpoint)
             results.append(0)
         except OSError as failure:
             results.append(failure.errno or 0)
