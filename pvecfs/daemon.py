@@ -8,52 +8,54 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import inlineCallbacks
+from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks
+from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
+from zope.interface import implementer
 
+from pvecfs.corosync.group import GroupConnection
+from pvecfs.corosync.service import CorosyncServices
 from pvecfs.fuse.mount import FuseMount, MountFailed
-from pvecfs.interfaces import IProposer
+from pvecfs.interfaces import IClusterConfigListener, IProposer, IQuorumListener
 from pvecfs.ipc.service import IpcService
 from pvecfs.log import logger, set_verbose
 from pvecfs.node import host
-from pvecfs.node.cluster import ClusterNode
+from pvecfs.node.cluster import ClusterProposer, GroupService
 from pvecfs.node.host import StartFailed
-from pvecfs.node.hostconf import TREE_NAME
+from pvecfs.node.hostconf import TREE_NAME, HostConfiguration
 from pvecfs.node.ledger import Ledger
 from pvecfs.node.local import LocalProposer
 from pvecfs.node.status import StatusService
 from pvecfs.node.view import NodeView
+from pvecfs.replica.application import GroupApplication
+from pvecfs.replica.dcdb import TreeReplica
 from pvecfs.replica.kvstore import StatusReplica
+from pvecfs.replica.machine import GroupMachine
 from pvecfs.replica.member import Instant
 from pvecfs.rrd.sink import RoundRobinSink
 from pvecfs.store.errors import StoreError
-from pvecfs.store.lockfile import LockFile
+from pvecfs.store.lockfile import LOCK_TIMEOUT, LockFile
 from pvecfs.store.sqlite import SqliteStore
 from pvecfs.tree.admission import Limits
 from pvecfs.tree.errors import TreeDefect
 from pvecfs.tree.locks import LockClocks
 
 if TYPE_CHECKING:
-    from twisted.internet.base import ReactorBase
-
     from pvecfs.tap import Options
     from pvecfs.tree.tree import Tree
 
 DATABASE = "config.db"
-LOCK_FILE = ".pmxcfs.lockfile"
-LOCK_WAIT = 10.0
-"""Seconds of retries for the lock of a database that another daemon may be about to give up."""
-
 STOP_DEADLINE = 4.5
 """Seconds after which a stop that hangs is ended the hard way; 5 are promised."""
 
@@ -61,6 +63,9 @@ SWITCH_INTERVAL = 0.0005
 """Seconds that a busy Python thread may keep others from running: each file operation may wait that long."""
 
 MIB = 1024 * 1024
+
+Reactor = Any
+"""The global reactor. Each room states what it wants of one; no declared type of Twisted has all of that."""
 
 _log = logger("daemon")
 
@@ -70,10 +75,79 @@ def instant() -> Instant:
     return Instant(int(time.time()), time.monotonic())
 
 
+@implementer(IQuorumListener, IClusterConfigListener)
+class Cluster:
+    """What a node has in a cluster: two groups, quorum, the cluster's configuration. Reactor thread only.
+
+    @ivar proposer: proposes changes to the cluster.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        options: Options,
+        ledger: Ledger,
+        view: NodeView,
+        status: StatusService,
+        locks: LockClocks,
+        limits: Limits,
+        host_conf: HostConfiguration,
+    ) -> None:
+        self._ledger = ledger
+        self._view = view
+        self._status = status
+        self._host_conf = host_conf
+        self._corosync = CorosyncServices(reactor, self, self)
+        replica = TreeReplica(ledger.newest, locks)
+        self._tree_group = self._group(reactor, replica, options["verify-interval"])
+        self._status_group = self._group(reactor, status.replica, options["verify-interval"])
+        self._status_group.perform = lambda effect: status.perform((effect,))
+        status.attach_group(self._status_group.send_status)
+        self.proposer = ClusterProposer(
+            reactor,
+            self._tree_group,
+            replica,
+            ledger,
+            limits,
+            options["operation-timeout"],
+            host_conf.tree_changed,
+        )
+        ledger.listener = self.proposer
+
+    def _group(self, reactor: Reactor, application: GroupApplication, verify_interval: float) -> GroupService:
+        connection = GroupConnection(reactor, application.group_name.encode(), self._corosync.quorum.dispatch_pending)
+        machine = GroupMachine(application, random.random, verify_interval)
+        return GroupService(reactor, connection, machine, instant)
+
+    def startService(self) -> None:
+        """Connect, when corosync is there, and stay connected. The host's corosync.conf is brought in step."""
+        entry = self._ledger.newest.lookup(TREE_NAME)
+        if entry is not None:
+            self._host_conf.tree_changed(entry.data, reload=True)
+        self._corosync.startService()
+        self._tree_group.startService()
+        self._status_group.startService()
+
+    def stopService(self) -> Deferred[Any]:
+        """Leave the groups."""
+        leaving = [self._tree_group.stopService(), self._status_group.stopService()]
+        self._corosync.stopService()
+        return DeferredList(leaving)
+
+    def quorum_changed(self, quorate: bool, node_ids: Sequence[int]) -> None:
+        self.proposer.quorum_changed(quorate, node_ids)
+        self._status_group.quorum_changed(node_ids)
+        self._status.quorum_changed(quorate, node_ids)
+        self._view.quorum_changed(quorate)
+
+    def configuration_read(self, configuration: object) -> None:
+        self._status.configuration_read(configuration)
+
+
 class NodeService(Service):
     """One node of the filesystem."""
 
-    def __init__(self, reactor: ReactorBase, options: Options) -> None:
+    def __init__(self, reactor: Reactor, options: Options) -> None:
         self._reactor = reactor
         self._options = options
         self._undo = ExitStack()
@@ -86,7 +160,7 @@ class NodeService(Service):
 
         @raise StartFailed: one line that says why; nothing is left behind.
         """
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]  # Twisted has no annotations there
         try:
             self._start()
         except (StartFailed, StoreError, TreeDefect, MountFailed, OSError) as error:
@@ -111,12 +185,12 @@ class NodeService(Service):
         run = Path(options["run-dir"])
         host.make_directory(state, host.STATE_MODE, None)
         host.make_directory(run, host.RUN_MODE, group)
-        lock = LockFile(state / LOCK_FILE)
+        lock = LockFile.beside(state / DATABASE)
         self._acquire(lock)
         undo.callback(lock.release)
         self._stop_steps.append(("the lock", lock.release))
 
-        store = SqliteStore(state / DATABASE, self._reactor, durability=options["durability"])
+        store = SqliteStore(str(state / DATABASE), self._reactor, time.time, options["durability"])
         tree = store.open()
         undo.callback(store.close_now)
         self._stop_steps.append(("the database", store.close))
@@ -134,12 +208,11 @@ class NodeService(Service):
         view.make_document = lambda document: status.document(document, view.tree)
         locks = LockClocks(options["lock-timeout"])
         proposer: IProposer
-        cluster: ClusterNode | None = None
+        cluster: Cluster | None = None
         if in_cluster:
-            cluster = self._cluster(ledger, view, status, locks, limits, conf)
+            host_conf = HostConfiguration(self._reactor, str(conf), deferToThread, self._run_command)
+            cluster = Cluster(self._reactor, options, ledger, view, status, locks, limits, host_conf)
             proposer = cluster.proposer
-            undo.callback(cluster.stopService)
-            self._stop_steps.append(("the groups", cluster.stopService))
         else:
             proposer = LocalProposer(ledger, limits, time.time, time.monotonic, locks)
         sink.startService()
@@ -152,8 +225,8 @@ class NodeService(Service):
             view,
             proposer,
             options["mountpoint"],
-            gid=group,
-            uid=os.geteuid(),
+            os.geteuid(),
+            group,
             allow_other=is_root,
             on_lost=self._mount_lost,
         )
@@ -165,6 +238,8 @@ class NodeService(Service):
 
         if cluster is not None:
             cluster.startService()
+            undo.callback(cluster.stopService)
+            self._stop_steps.append(("the groups", cluster.stopService))
         if not options["no-ipc"]:
             owner = (0, 0) if is_root else (os.geteuid(), os.getegid())
             ipc = IpcService(self._reactor, options["ipc-name"], view, status, group, owner)
@@ -199,7 +274,7 @@ class NodeService(Service):
             self._reactor.stop()
 
     def _acquire(self, lock: LockFile) -> None:
-        deadline = time.monotonic() + LOCK_WAIT
+        deadline = time.monotonic() + LOCK_TIMEOUT
         told = False
         while not lock.try_acquire():
             if time.monotonic() >= deadline:
@@ -215,17 +290,6 @@ class NodeService(Service):
         store.commit_now(delta)
         _log.info("imported {path}", path=conf)
         return delta.tree
-
-    def _cluster(
-        self,
-        ledger: Ledger,
-        view: NodeView,
-        status: StatusService,
-        locks: LockClocks,
-        limits: Limits,
-        conf: Path,
-    ) -> ClusterNode:
-        raise NotImplementedError
 
     # Running
 
@@ -255,7 +319,9 @@ class NodeService(Service):
                 text = (output + errors).decode("utf-8", "replace").strip()
                 _log.error("{command} failed with {code}: {text}", command=" ".join(command), code=code, text=text)
 
-        d = getProcessOutputAndValue(command[0], command[1:], os.environ, reactor=self._reactor)
+        d: Deferred[Any] = getProcessOutputAndValue(  # type: ignore[no-untyped-call]  # as above
+            command[0], command[1:], os.environ, reactor=self._reactor
+        )
         d.addCallbacks(
             ended,
             lambda failure: _log.error("cannot run {command}: {reason}", command=command[0], reason=failure.value),
@@ -266,7 +332,7 @@ class NodeService(Service):
     @inlineCallbacks
     def stopService(self) -> Any:
         """Stop everything, last started first; fires when it is over."""
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]  # Twisted has no annotations there
         host.notify_service_supervisor("STOPPING=1")
         give_up = self._reactor.callLater(STOP_DEADLINE, _give_up)
         while self._stop_steps:
@@ -288,6 +354,6 @@ def _give_up() -> None:
 def _print_start_failure(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """A failed start is one line; anything else keeps its traceback."""
     if isinstance(error, StartFailed):
-        print(f"pvecfs: {error}", file=sys.stderr)
+        print(f"pvecfs: {error}", file=sys.__stderr__)  # twistd has put its log in the place of sys.stderr
     else:
         sys.__excepthook__(kind, error, traceback)

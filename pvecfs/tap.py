@@ -17,38 +17,52 @@ MIB = 1024 * 1024
 DEFAULT_LIMITS = Limits()
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """A conversion for an option: a decimal number that is not below C{minimum}."""
+def count(option: str) -> Callable[[str], int]:
+    """A conversion for C{option}: a whole number from 1."""
 
     def convert(text: str) -> int:
-        number = int(text)
-        if number < minimum:
-            raise ValueError(f"{number} is less than {minimum}")
+        if not text.isascii() or not text.isdigit() or int(text) < 1:
+            raise ValueError(f"--{option}: {text!r} is not a whole number from 1")
+        return int(text)
+
+    return convert
+
+
+def seconds(option: str) -> Callable[[str], float]:
+    """A conversion for C{option}: a time that is longer than 0."""
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf"):
+            raise ValueError(f"--{option}: {text!r} is not a number of seconds")
         return number
 
     return convert
 
 
-def seconds(text: str) -> float:
-    """A conversion for an option: a time that is longer than 0."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError(f"{text} is not a time")
-    return number
+def path(option: str) -> Callable[[str], str]:
+    """A conversion for C{option}: a path, made absolute, since a daemon changes its directory."""
+
+    def convert(text: str) -> str:
+        if not text or "\0" in text:
+            raise ValueError(f"--{option}: a path cannot be empty")
+        return str(Path(text).absolute())
+
+    return convert
 
 
-def path(text: str) -> str:
-    """A conversion for an option: a path, made absolute, since a daemon changes its directory."""
-    if not text or "\0" in text:
-        raise ValueError("a path cannot be empty")
-    return str(Path(text).absolute())
+def one_of(option: str, *words: str) -> Callable[[str], str]:
+    """A conversion for C{option}: one of C{words}."""
 
+    def convert(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"--{option}: {text!r} is none of {', '.join(words)}")
+        return text
 
-def durability(text: str) -> str:
-    """A conversion for an option: what an acknowledged change survives."""
-    if text not in ("process", "power"):
-        raise ValueError(f"{text!r} is neither 'process' nor 'power'")
-    return text
+    return convert
 
 
 class Options(usage.Options):
@@ -65,22 +79,58 @@ class Options(usage.Options):
         ["no-ipc", None, "Offer no libqb service."],
     ]
     optParameters: ClassVar = [
-        ["mountpoint", None, "/etc/pve", "Where to mount.", path],
-        ["state-dir", None, "/var/lib/pve-cluster", "Holds config.db and its lock file.", path],
-        ["run-dir", None, "/run/pve-cluster", "Holds the restart flag.", path],
-        ["corosync-conf", None, "/etc/corosync/corosync.conf", "The host's copy of corosync.conf.", path],
+        ["mountpoint", None, "/etc/pve", "Where to mount.", path("mountpoint")],
+        ["state-dir", None, "/var/lib/pve-cluster", "Holds config.db and its lock file.", path("state-dir")],
+        ["run-dir", None, "/run/pve-cluster", "Holds the restart flag.", path("run-dir")],
+        [
+            "corosync-conf",
+            None,
+            "/etc/corosync/corosync.conf",
+            "The host's copy of corosync.conf.",
+            path("corosync-conf"),
+        ],
         ["node-name", None, None, "Name of this node. [default: the host name up to its first dot]"],
         ["node-ip", None, None, "Address of this node. [default: the first of the host name that is not loopback]"],
         ["group", None, "www-data", "Group of all files, and of IPC clients that may only read."],
         ["ipc-name", None, "pve2", "Name of the libqb service."],
-        ["rrd-dir", None, "/var/lib/rrdcached/db", "Where the round-robin databases are.", path],
-        ["rrdcached-socket", None, "/run/rrdcached.sock", "Socket of rrdcached.", path],
-        ["max-size", None, DEFAULT_LIMITS.max_bytes // MIB, "Limit of the filesystem's data, MiB.", at_least(1)],
-        ["max-entries", None, DEFAULT_LIMITS.max_entries, "Limit of the number of files and directories.", at_least(1)],
-        ["verify-interval", None, 3600.0, "Seconds between two verifications of the cluster's trees.", seconds],
-        ["operation-timeout", None, 60.0, "Longest wait of one change for the cluster, seconds.", seconds],
-        ["lock-timeout", None, LIFETIME, "Age at which a lock may be taken away, seconds (for tests).", seconds],
-        ["durability", None, "process", "What an acknowledged change survives: 'process' or 'power' loss.", durability],
+        ["rrd-dir", None, "/var/lib/rrdcached/db", "Where the round-robin databases are.", path("rrd-dir")],
+        ["rrdcached-socket", None, "/run/rrdcached.sock", "Socket of rrdcached.", path("rrdcached-socket")],
+        ["max-size", None, DEFAULT_LIMITS.max_bytes // MIB, "Limit of the filesystem's data, MiB.", count("max-size")],
+        [
+            "max-entries",
+            None,
+            DEFAULT_LIMITS.max_entries,
+            "Limit of the number of files and directories.",
+            count("max-entries"),
+        ],
+        [
+            "verify-interval",
+            None,
+            3600.0,
+            "Seconds between two verifications of the cluster's trees.",
+            seconds("verify-interval"),
+        ],
+        [
+            "operation-timeout",
+            None,
+            60.0,
+            "Longest wait of one change for the cluster, seconds.",
+            seconds("operation-timeout"),
+        ],
+        [
+            "lock-timeout",
+            None,
+            LIFETIME,
+            "Age at which a lock may be taken away, seconds (for tests).",
+            seconds("lock-timeout"),
+        ],
+        [
+            "durability",
+            None,
+            "process",
+            "What an acknowledged change survives: 'process' or 'power' loss.",
+            one_of("durability", "process", "power"),
+        ],
     ]
 
     def opt_version(self) -> None:
@@ -104,6 +154,6 @@ def makeService(options: Options) -> IService:
     """The node as a service: it acquires nothing before it is started."""
     from twisted.internet import reactor
 
-    from pvecfs.node.daemon import NodeService
+    from pvecfs.daemon import NodeService
 
     return NodeService(reactor, options)

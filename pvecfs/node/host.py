@@ -6,6 +6,7 @@ import grp
 import ipaddress
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -98,11 +99,15 @@ def clear_restart_flag(run_directory: Path) -> None:
 
 
 def notify_service_supervisor(state: str) -> None:
-    """Send C{state} (C{READY=1}, C{STOPPING=1}) to systemd's notify socket, when there is one (sd_notify(3))."""
+    """Send C{state} (C{READY=1}, C{STOPPING=1}) to systemd's notify socket, when there is one (sd_notify(3)).
+
+    A supervisor that does not listen is its own problem: nothing is raised.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    with socket.socket(socket.AF_UNIX, kind) as s, suppress(OSError):
         s.sendto(state.encode(), address)
