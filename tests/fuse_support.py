@@ -6,6 +6,7 @@ lines on a socket, names in them are written as latin-1 text.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,8 +17,10 @@ import tempfile
 import time
 from errno import EACCES
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
+from twisted.trial import unittest
 from zope.interface import implementer
 
 from pvecfs.interfaces import Acknowledge, INodeView, IProposer
@@ -27,6 +30,8 @@ from pvecfs.tree.entry import Entry
 from pvecfs.tree.errors import OperationError
 from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.tree import Delta, Tree
+
+WATCHDOG_SECONDS = 90.0
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -312,6 +317,54 @@ class MountedNode:
         self._stderr.close()
         _abort(self.path)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class MountCase(unittest.SynchronousTestCase):
+    """Tests of a mounted node.
+
+    A test that hangs in the kernel is freed after a while, by taking the mount from it.
+
+    @ivar node: the node, started for this test.
+    @ivar place: the test's directory, below the mount.
+    @ivar tree_path: the same, from the root of the tree.
+    """
+
+    def setUp(self) -> None:
+        self.node = MountedNode().start()
+        self.addCleanup(self.node.stop)
+        self.watchdog = Timer(WATCHDOG_SECONDS, _abort, [self.node.path])
+        self.watchdog.daemon = True
+        self.watchdog.start()
+        self.addCleanup(self.watchdog.cancel)
+        self.tree_path = self.id().rpartition(".")[2]
+        self.place = os.path.join(self.node.path, self.tree_path)
+        os.mkdir(self.place)
+
+    def in_place(self, name: str) -> str:
+        return os.path.join(self.place, name)
+
+    def in_tree(self, name: str) -> str:
+        return f"{self.tree_path}/{name}"
+
+    def assert_errno(self, number: int, function: Any, *arguments: Any, **named: Any) -> None:
+        failure = self.assertRaises(OSError, function, *arguments, **named)
+        self.assertEqual(
+            errno.errorcode[failure.errno or 0], errno.errorcode[number], f"{function.__name__}{arguments}"
+        )
+
+
+def put(path: str, data: bytes, flags: int = os.O_WRONLY | os.O_CREAT | os.O_TRUNC) -> None:
+    """Write a file with one request, as a shell's C{>} does."""
+    fd = os.open(path, flags, 0o640)
+    try:
+        assert os.write(fd, data) == len(data)
+    finally:
+        os.close(fd)
+
+
+def get(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 def _abort(path: str) -> None:

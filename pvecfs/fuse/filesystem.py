@@ -414,9 +414,11 @@ class FileSystem:
         def finish(request: int, outcome: int) -> None:
             tree = self._view.tree
             entry = tree.child(parent_inode, name)
-            if outcome == -EEXIST and not flags & os.O_EXCL and entry is not None:
+            if outcome in (-EEXIST, -ENOTDIR) and entry is not None:
                 # Another node was first. The kernel holds our caller for the creator, and will not truncate.
-                if entry.type == DT_DIR:
+                if flags & os.O_EXCL:
+                    reply_err(request, EEXIST)
+                elif entry.type == DT_DIR:
                     reply_err(request, EISDIR)
                 elif flags & os.O_TRUNC and entry.data:
                     self._propose(request, Write(path, b"", 0, True), finish_existing)
