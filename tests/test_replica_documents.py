@@ -7,6 +7,7 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
+from immutables import Map
 from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs.replica.documents import (
@@ -54,6 +55,10 @@ CONFIGURATION = ClusterConfiguration(b"labcluster", 1, NODES)
 
 def addresses(*numbers: int) -> tuple[tuple[int, bytes], ...]:
     return tuple((number, b"10.99.0.%d" % number) for number in numbers)
+
+
+def lines_of(*lines: RrdLine) -> Map[bytes, RrdLine]:
+    return Map((line.key, line) for line in lines)
 
 
 class VersionTests(SynchronousTestCase):
@@ -123,7 +128,7 @@ class VmListTests(SynchronousTestCase):
 
 class RrdTests(SynchronousTestCase):
     def test_live_lines(self) -> None:
-        lines = (RrdLine(b"pve2-node/n1", b"1:2:3", 100.0), RrdLine(b"pve2.3-vm/100", b"4:5", 150.0))
+        lines = lines_of(RrdLine(b"pve2.3-vm/100", b"4:5", 150.0), RrdLine(b"pve2-node/n1", b"1:2:3", 100.0))
         status = StatusSnapshot(b"n1", 5, rrd=lines)
         self.assertEqual(rrd_document(status, 400.0), b"pve2-node/n1:1:2:3\npve2.3-vm/100:4:5\n")
         self.assertEqual(rrd_document(status, 400.5), b"pve2.3-vm/100:4:5\n")
@@ -154,7 +159,7 @@ class DocumentsTests(SynchronousTestCase):
 
     def test_rrd_ages(self) -> None:
         documents = Documents()
-        status = StatusSnapshot(b"n1", 5, rrd=(RrdLine(b"k", b"v", 0.0),))
+        status = StatusSnapshot(b"n1", 5, rrd=lines_of(RrdLine(b"k", b"v", 0.0)))
         tree = Tree.new(5)
         self.assertEqual(documents.document(b".rrd", tree, status, 1.0), b"k:v\n")
         self.assertEqual(documents.document(b".rrd", tree, status, 301.0), b"")

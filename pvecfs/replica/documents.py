@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from operator import itemgetter
 
 from pvecfs.replica.clusterlog import log_document
 from pvecfs.replica.status import RRD_SECONDS, StatusSnapshot
@@ -79,7 +80,11 @@ def rrd_document(status: StatusSnapshot, now: float) -> bytes:
 
     @param now: monotonic time, seconds.
     """
-    return b"".join(b"%b:%b\n" % (line.key, line.value) for line in status.rrd if line.arrived >= now - RRD_SECONDS)
+    return b"".join(
+        b"%b:%b\n" % (key, line.value)
+        for key, line in sorted(status.rrd.items(), key=itemgetter(0))
+        if line.arrived >= now - RRD_SECONDS
+    )
 
 
 _MAKERS: dict[bytes, Callable[[Tree, StatusSnapshot], bytes]] = {

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 
+from immutables import Map
+
 from pvecfs.replica.application import Verdict
 from pvecfs.replica.clusterlog import DEFAULT_LIMIT, ClusterLog, LogEntry, decode_ring, digest, log_document
 from pvecfs.replica.effects import Effect, Level, Log, PublishStatus, RoundRobinUpdate, Send
@@ -109,7 +111,7 @@ class StatusReplica:
         self._uid = 0
         self._versions_part: tuple[NodeVersions, ...] = ()
         self._log_part: tuple[LogEntry, ...] = ()
-        self._rrd_part: tuple[RrdLine, ...] = ()
+        self._rrd_part: Map[bytes, RrdLine] = Map()
 
     # What this node does
 
@@ -326,9 +328,11 @@ class StatusReplica:
         name, line = key[len(RRD_PREFIX) :], _text(value)
         self._rrd.pop(name, None)
         self._rrd[name] = RrdLine(name, line, now.monotonic)
+        lines = self._rrd_part.set(name, self._rrd[name])
         while (oldest := next(iter(self._rrd.values()))).arrived < now.monotonic - RRD_SECONDS:
             del self._rrd[oldest.key]
-        self._rrd_part = tuple(self._rrd[name] for name in sorted(self._rrd))
+            lines = lines.delete(oldest.key)
+        self._rrd_part = lines
         return RoundRobinUpdate(name, line)
 
     def _versions_changed(self) -> None:

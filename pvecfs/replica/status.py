@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from immutables import Map
 
 from pvecfs.replica.clusterlog import LogEntry
 
@@ -58,7 +60,8 @@ class StatusSnapshot:
     @ivar addresses: published address of each node id that published one.
     @ivar versions: this node first, then the other nodes that have values, by node id.
     @ivar log: the newest entries of the cluster log, newest first, as many as the document shows.
-    @ivar rrd: lines by ascending key, dead ones among them.
+    @ivar rrd: lines by key (a tree of hashes: there may be thousands, and each update makes a new snapshot), dead ones
+        among them.
     """
 
     nodename: bytes
@@ -70,4 +73,4 @@ class StatusSnapshot:
     addresses: tuple[tuple[int, bytes], ...] = ()
     versions: tuple[NodeVersions, ...] = ()
     log: tuple[LogEntry, ...] = ()
-    rrd: tuple[RrdLine, ...] = ()
+    rrd: Map[bytes, RrdLine] = field(default_factory=Map)
