@@ -471,13 +471,13 @@ class GroupMachine:
         self._states = {}
         verdict = self._application.states_collected(states, self.own, now)
         self._leader = verdict.leader
-        self.synced = verdict.synced
+        self.synced = verdict.synced.intersection(self.members)
         if verdict.updates is not None:
             wall = now.wall & U32
             out += [Multicast(Update(self._version, wall, self.epoch, update).encode()) for update in verdict.updates]
             out.append(Multicast(UpdateComplete(self._version, wall, self.epoch).encode(), Weight.CRITICAL))
         self._extend(out, verdict.effects, now)
-        if self.own in verdict.synced:
+        if self.own in self.synced:
             self._become_synced("all data is up to date", now, out)
             self._deliver_queue(now, out)
         else:
