@@ -197,13 +197,13 @@ class IGroupConnection(Interface):
         """
 
     def leave() -> None:
-        """Ask to leave the group, keeping the connection: the membership change without us says when it happened.
+        """Ask to leave the group: the membership change without us says when it happened, and is the last event.
 
         @raise CorosyncUnavailable: the connection is gone.
         """
 
     def join() -> None:
-        """Join again, after L{leave}.
+        """Join again, after L{leave}: C{joined_as} is told again.
 
         @raise CorosyncUnavailable: the connection is gone.
         """

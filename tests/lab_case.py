@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.lab import Lab, LabError, LabNode
+from tests.lab import Lab, LabError, LabNode, eventually
 
 Event = dict[str, Any]
 
@@ -62,7 +62,7 @@ class LabCase(SynchronousTestCase):
         peers = [self.peer(number) for number in numbers]
         members = [peer.member for peer in peers]
         for peer in peers:
-            peer.wait("membership", lambda event: event["members"] == members)
+            peer.wait_for_members(members)
         return peers
 
 
@@ -120,6 +120,19 @@ class Peer:
         position, event = self._find(kind, condition, timeout, self._seen)
         self._seen = position + 1
         return event
+
+    def wait_for_members(self, members: Sequence[Sequence[int]]) -> None:
+        """Wait until the last membership told is C{members}, which may be so already; what happened is behind us."""
+        wanted = [list(member) for member in members]
+        memberships: list[Event] = []
+
+        def settled() -> bool:
+            nonlocal memberships
+            memberships = self.of_kind("membership")
+            return bool(memberships) and memberships[-1]["members"] == wanted
+
+        eventually(settled, 15, f"members {wanted} on {self.node.name}")
+        self.mark()
 
     def _find(self, kind: str, condition: Callable[[Event], bool], timeout: float, start: int) -> tuple[int, Event]:
         deadline = time.monotonic() + timeout

@@ -46,9 +46,10 @@ class Teller:
         tell("membership", members=members, left=left, joined=joined)
 
     def message_delivered(self, sender: object, message: bytes) -> None:
-        if message.startswith(b"raise"):
+        ours = cast(Any, sender).pid == os.getpid()
+        if ours and message.startswith(b"raise"):
             raise RuntimeError("as told to")
-        if message.startswith(b"close"):
+        if ours and message.startswith(b"close"):
             peer.connection.close()
         tell("message", sender=sender, text=message.split(b"\0")[0].decode(), size=len(message))
 

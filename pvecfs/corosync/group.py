@@ -54,12 +54,17 @@ class GroupConnection:
         self._load = library
         self._session: Session | None = None
         self._listener: IGroupListener | None = None
+        self._member: Member | None = None
+        self._leaving = False
         self._room = 0
 
     def open(self, listener: IGroupListener) -> None:
-        """As L{IGroupConnection.open}; what goes wrong is told by C{connection_lost}, this itself does not raise."""
         self.close()
         self._listener = listener
+        self._connect()
+
+    def _connect(self) -> None:
+        self._leaving = False
         self._session = Session(
             self._reactor,
             self._load,
@@ -78,11 +83,17 @@ class GroupConnection:
 
     def leave(self) -> None:
         session = self._connected()
+        self._leaving = True
         session.request(lambda: self._load().leave(session.handle, self._name))
 
     def join(self) -> None:
-        session = self._connected()
-        session.request(lambda: self._load().join(session.handle, self._name))
+        """As L{IGroupConnection.join}. Corosync (3.1.7) refuses a second join on the same handle (CS_ERR_EXIST), and
+        goes on to deliver messages to who has left: so the handle is closed once we are out, and this takes a new one.
+        """
+        if self._session is None or self._listener is None:
+            raise CorosyncUnavailable("not connected to corosync")
+        self._session.close()
+        self._connect()
 
     def multicast(self, message: bytes) -> None:
         session = self._connected()
@@ -139,7 +150,8 @@ class GroupConnection:
     def _joined(self, node_id: int) -> None:
         assert self._listener is not None and self._session is not None
         session = self._session
-        self._listener.joined_as(Member(node_id, os.getpid()))
+        self._member = Member(node_id, os.getpid())
+        self._listener.joined_as(self._member)
         session.read()
 
     def _readable(self) -> None:
@@ -155,15 +167,18 @@ class GroupConnection:
                 self._before_dispatch()
                 if session.closed or self._listener is None:
                     return
-                self._tell(self._listener, event)
+                self._tell(session, self._listener, event)
             if time.monotonic() > deadline:
                 return
 
-    def _tell(self, listener: IGroupListener, event: Event) -> None:
-        if isinstance(event, ConfigurationChanged):
-            listener.membership_changed(*(tuple(Member(*each) for each in processes) for processes in event))
-        else:
+    def _tell(self, session: Session, listener: IGroupListener, event: Event) -> None:
+        if not isinstance(event, ConfigurationChanged):
             listener.message_delivered(Member(*event.sender), event.message)
+            return
+        members, left, joined = (tuple(Member(*each) for each in processes) for processes in event)
+        if self._leaving and self._member not in members:
+            session.close()
+        listener.membership_changed(members, left, joined)
 
     def _lost(self, reason: CorosyncUnavailable) -> None:
         listener, self._listener = self._listener, None
