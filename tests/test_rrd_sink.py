@@ -178,20 +178,10 @@ class SinkTests(TestCase):
         self.sink = RoundRobinSink(reactor, self.root, self.socket)  # type: ignore[arg-type]  # the module is the reactor
         self.addCleanup(lambda: self.sink.stopService() if self.sink.running else None)
 
-    def start_rrdcached(self) -> subprocess.Popen[bytes]:
+    def start_rrdcached(self, *options: str) -> subprocess.Popen[bytes]:
+        base = ["rrdcached", "-g", "-B", "-b", self.root, "-F", "-p", f"{self.directory}/pid"]
         daemon = subprocess.Popen(
-            [
-                "rrdcached",
-                "-g",
-                "-B",
-                "-b",
-                self.root,
-                "-F",
-                "-p",
-                f"{self.directory}/pid",
-                "-l",
-                f"unix:{self.socket}",
-            ],
+            [*base, *options, "-l", f"unix:{self.socket}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -247,6 +237,18 @@ class SinkTests(TestCase):
         yield self.until(
             lambda: self.stored("pve-storage-9.0/n1/local", *flush) == (now + 1, ["9", "9"]), "the second update"
         )
+
+    @inlineCallbacks
+    def test_rrdcached_that_may_not_create(self) -> Steps:
+        """Then librrd makes the file, and rrdcached updates it from then on."""
+        self.start_rrdcached("-P", "UPDATE,FLUSH")
+        yield self.until_connected()
+        now = int(time.time())
+        self.sink.update(b"pve2-storage/n1/x", b"%d:1:2" % now)
+        yield self.until(lambda: self.stored("pve-storage-9.0/n1/x") == (now, ["1", "2"]), "the file")
+        self.sink.update(b"pve2-storage/n1/x", b"%d:3:4" % (now + 1))
+        flush = ["--daemon", f"unix:{self.socket}"]
+        yield self.until(lambda: self.stored("pve-storage-9.0/n1/x", *flush) == (now + 1, ["3", "4"]), "the update")
 
     @inlineCallbacks
     def test_librrd(self) -> Steps:
