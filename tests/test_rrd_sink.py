@@ -18,6 +18,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
@@ -289,6 +290,18 @@ class SinkTests(TestCase):
         yield self.until(lambda: self.stored("pve-storage-9.0/n1/last", *flush)[0] == now, "the good one")
         new = set(files_below(self.directory)) - set(before)
         self.assertEqual(new, {"db/pve-storage-9.0", "db/pve-storage-9.0/n1", "db/pve-storage-9.0/n1/last"})
+
+    @inlineCallbacks
+    def test_a_disk_that_fails_is_mentioned_once(self) -> Steps:
+        os.rmdir(self.root)
+        with open(self.root, "wb"):
+            pass  # a file where the directory should be
+        with capturedLogs() as events:
+            self.sink.startService()
+            for number in range(1, 5):
+                self.sink.update(b"pve2-storage/n1/x", b"%d:1:2" % number)
+            yield self.sink.stopService()
+        self.assertEqual(len([event for event in events if "reason" in event]), 1)
 
     @inlineCallbacks
     def test_stop_does_not_wait_for_a_disk_that_hangs(self) -> Steps:

@@ -10,7 +10,11 @@ from pvecfs.rrd.layout import STEP
 
 
 class RrdError(Exception):
-    """librrd refused, or is not there; the message is its own."""
+    """librrd refused; the message is its own."""
+
+
+class RrdUnavailable(RrdError):
+    """librrd is not installed, or is another one."""
 
 
 @cache
@@ -29,7 +33,7 @@ def _library() -> ctypes.CDLL:
         library.rrd_clear_error.argtypes = ()
         library.rrd_clear_error.restype = None
     except (OSError, AttributeError) as error:
-        raise RrdError(f"librrd cannot be used: {error}") from error
+        raise RrdUnavailable(f"librrd cannot be used: {error}") from error
     return library
 
 

@@ -91,6 +91,7 @@ class RoundRobinSink(Service):
         self._protocol: RrdcachedProtocol | None = None
         self._queue: deque[Update] = deque()
         self._overflowed = False
+        self._disk_fails = False  # the worker's
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's has no annotations
@@ -192,8 +193,15 @@ class RoundRobinSink(Service):
     def _store_on_disk(self, update: Update) -> None:
         try:
             store_directly(self._path(update), update, self._wall_clock())
-        except (OSError, librrd.RrdError) as error:
+        except (OSError, librrd.RrdUnavailable) as error:
+            # The next update will most likely meet the same: say it once.
+            if not self._disk_fails:
+                self._disk_fails = True
+                self._log_refusal(update, f"{error}; no more is said until one succeeds")
+        except librrd.RrdError as error:
             self._log_refusal(update, str(error))
+        else:
+            self._disk_fails = False
 
     def _path(self, update: Update) -> bytes:
         return self._directory + b"/" + update.path
