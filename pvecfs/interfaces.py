@@ -203,7 +203,7 @@ class IGroupConnection(Interface):
         """
 
     def join() -> None:
-        """Join again, after L{leave}: C{joined_as} is told again.
+        """Join again, after L{leave}: as the same member.
 
         @raise CorosyncUnavailable: the connection is gone.
         """

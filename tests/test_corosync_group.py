@@ -58,7 +58,7 @@ class GroupTests(LabCase):
         stays.command("send", "heard")
         leaves.wait("message", lambda event: event["text"] == "heard")
         self.assertEqual(texts(leaves), [(1, "heard")])
-        self.assertEqual(len(leaves.of_kind("joined_as")), 2)
+        self.assertEqual(len(leaves.of_kind("joined_as")), 1)
         self.assertEqual(leaves.of_kind("lost"), [])
 
     def test_two_processes_of_a_node(self) -> None:

@@ -61,6 +61,7 @@ class GroupConnection:
     def open(self, listener: IGroupListener) -> None:
         self.close()
         self._listener = listener
+        self._member = None
         self._connect()
 
     def _connect(self) -> None:
@@ -150,8 +151,10 @@ class GroupConnection:
     def _joined(self, node_id: int) -> None:
         assert self._listener is not None and self._session is not None
         session = self._session
-        self._member = Member(node_id, os.getpid())
-        self._listener.joined_as(self._member)
+        member = Member(node_id, os.getpid())
+        if member != self._member:
+            self._member = member
+            self._listener.joined_as(member)
         session.read()
 
     def _readable(self) -> None:

@@ -60,7 +60,9 @@ class QuorumConnection:
     def _lost(self, reason: CorosyncUnavailable) -> None:
         listener, lost = self._listener, self._on_lost
         self._listener = self._on_lost = None
-        if listener is not None:
-            listener.quorum_changed(False, ())
-        if lost is not None:
-            lost(reason)
+        try:
+            if listener is not None:
+                listener.quorum_changed(False, ())
+        finally:
+            if lost is not None:
+                lost(reason)
