@@ -1,0 +1,1 @@
+"""A deterministic simulator of a cluster: real nodes over a simulated corosync (docs/reliability-simulator.md)."""
