@@ -1,0 +1,580 @@
+"""The tree replica alone, and three of them in a simulated group (30-replication.md, "dcdb callbacks")."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from errno import EACCES, EEXIST, EINVAL, ENOENT
+from typing import ClassVar
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from pvecfs.replica.application import GroupApplication, Resync
+from pvecfs.replica.dcdb import TreeReplica
+from pvecfs.replica.effects import ClusterConfChanged, Commit, Effect, Level, Log, Send, Settle
+from pvecfs.replica.machine import Mode
+from pvecfs.replica.member import Instant, Member
+from pvecfs.replica.messages import (
+    ChangePayload,
+    Header,
+    LockPayload,
+    MessageType,
+    Normal,
+    TreeSubtype,
+    decode_entry,
+    encode_change,
+    encode_entry,
+)
+from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
+from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
+from pvecfs.tree.errors import MalformedMessage
+from pvecfs.tree.locks import LockClocks
+from pvecfs.tree.tree import Tree
+from tests.bus import Bus, Node
+
+A, B, C = Member(1, 100), Member(2, 200), Member(3, 300)
+NOW = Instant(500, 50.0)
+LOCK = b"priv/lock/x"
+
+
+def grown(tree: Tree, *changes: Change, writer: int = 1, mtime: int = 10) -> Tree:
+    for change in changes:
+        tree = tree.apply(change, writer, mtime).tree
+    return tree
+
+
+BASE = grown(Tree.new(1), Mkdir(b"priv"), Mkdir(b"priv/lock"), Mkdir(b"d"), Create(b"f"), Write(b"f", b"text"))
+
+
+class ReplicaCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.replica = TreeReplica(BASE, LockClocks())
+        self.replica.quorate = True
+        self.count = 0
+
+    def deliver(
+        self,
+        change: Change | tuple[int, bytes],
+        sender: Member = B,
+        own: bool = False,
+        lowest: bool = False,
+        now: Instant = NOW,
+    ) -> Sequence[Effect]:
+        subtype, payload = change if isinstance(change, tuple) else encode_change(change)
+        self.count += 1
+        return self.replica.deliver(Normal(1, 77, subtype, self.count, payload), sender, own, lowest, now)
+
+
+class Delivery(ReplicaCase):
+    def test_writer_and_time_are_the_senders(self) -> None:
+        (commit,) = self.deliver(Create(b"new"))
+        assert isinstance(commit, Commit)
+        self.assertIs(self.replica.tree, commit.delta.tree)
+        root = self.replica.tree.root
+        self.assertEqual((root.version, root.writer, root.mtime), (BASE.version + 1, 2, 77))
+        self.assertIsNone(commit.count)
+
+    def test_own(self) -> None:
+        (commit,) = self.deliver(Write(b"f", b"abc"), own=True)
+        assert isinstance(commit, Commit)
+        self.assertEqual((commit.count, commit.outcome), (1, 3))
+
+    def test_errors_are_results(self) -> None:
+        self.assertEqual(self.deliver(Create(b"f")), ())
+        self.assertEqual(list(self.deliver(Create(b"f"), own=True)), [Settle(2, -EEXIST)])
+        self.assertIs(self.replica.tree, BASE)
+
+    def test_onto_itself_changes_nothing(self) -> None:
+        self.assertEqual(list(self.deliver(Rename(b"f", b"f"), own=True)), [Settle(1, 0)])
+        self.assertIs(self.replica.tree, BASE)
+
+    def test_absent_paths(self) -> None:
+        absent = ChangePayload(None).encode()
+        for subtype in range(1, 7):
+            errno = ENOENT if subtype == TreeSubtype.DELETE else EINVAL
+            (settle,) = self.deliver((subtype, absent), own=True)
+            assert isinstance(settle, Settle)
+            self.assertEqual(settle.outcome, -errno)
+            self.assertEqual(self.deliver((subtype, absent)), ())
+
+    def test_not_quorate(self) -> None:
+        self.replica.quorate = False
+        for subtype, payload in (encode_change(Create(b"n")), (7, LockPayload(bytes(32), LOCK).encode())):
+            resync = self.assertRaises(Resync, self.deliver, (subtype, payload))
+            self.assertEqual(tuple(resync.effects), ())
+            resync = self.assertRaises(Resync, self.deliver, (subtype, payload), A, True)
+            self.assertEqual(tuple(resync.effects), (Settle(self.count, -EACCES),))
+        self.assertIs(self.replica.tree, BASE)
+
+    def test_malformed(self) -> None:
+        for subtype, payload in ((1, b"x"), (0, ChangePayload(b"f").encode()), (9, b""), (7, bytes(32)), (8, b"")):
+            self.assertRaises(MalformedMessage, self.deliver, (subtype, payload))
+
+    def test_cluster_conf(self) -> None:
+        conf = b"corosync.conf"
+        for change, touches in (
+            (Create(conf), True),
+            (Write(conf, b"config_version: 3"), True),
+            (Write(b"/corosync.conf", b"x"), True),
+            (Rename(b"f", conf), True),
+            (Rename(conf, b"g"), False),
+            (Mkdir(conf), False),
+            (Delete(conf), False),
+            (Create(b"d/corosync.conf"), False),
+        ):
+            effects = self.deliver(change, own=True)
+            self.assertEqual(
+                [e for e in effects if isinstance(e, ClusterConfChanged)], [ClusterConfChanged(True)] * touches
+            )
+        self.assertIn(ClusterConfChanged(False), self.deliver(Create(conf)))
+
+    def test_reset(self) -> None:
+        self.deliver(Create(b"new"))
+        self.replica.reset(BASE)
+        self.assertEqual(self.replica.state(), BASE.index())
+        self.assertEqual(self.replica.checksum(), BASE.checksum())
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.integers(0, 10), st.binary(max_size=80))
+    def test_any_payload(self, subtype: int, payload: bytes) -> None:
+        try:
+            self.deliver((subtype, payload))
+        except MalformedMessage:
+            return
+
+
+class Locks(ReplicaCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.deliver(Mkdir(LOCK), B)
+        lock = self.replica.tree.lookup(LOCK)
+        assert lock is not None
+        self.payload = LockPayload(lock.lock_checksum(), LOCK).encode()
+
+    def request(self, age: float, lowest: bool = True, own: bool = False) -> list[Effect]:
+        now = Instant(NOW.wall, NOW.monotonic + age)
+        return list(self.deliver((7, self.payload), C, own, lowest, now))
+
+    def test_young(self) -> None:
+        self.assertEqual(self.request(120.0), [])
+
+    def test_lowest_releases(self) -> None:
+        self.assertEqual(self.request(120.5), [Send(TreeSubtype.UNLOCK, self.payload)])
+
+    def test_others_do_not(self) -> None:
+        self.assertEqual(self.request(120.5, lowest=False), [])
+
+    def test_own_request_is_settled(self) -> None:
+        self.assertEqual(self.request(1.0, own=True), [Settle(2, 0)])
+
+    def test_other_checksum(self) -> None:
+        self.payload = LockPayload(b"c" * 32, LOCK).encode()
+        self.assertEqual(self.request(500.0), [])
+        self.assertEqual(self.deliver((8, self.payload)), ())
+
+    def test_unlock(self) -> None:
+        (commit,) = self.deliver((8, self.payload), A)
+        assert isinstance(commit, Commit)
+        self.assertIsNone(self.replica.tree.lookup(LOCK))
+        self.assertEqual((self.replica.tree.root.writer, self.replica.tree.root.mtime), (1, 77))
+
+    def test_a_lock_that_is_not_empty_stays(self) -> None:
+        self.deliver(Create(LOCK + b"/f"))
+        self.assertEqual(self.deliver((8, self.payload), A), ())
+        self.assertIsNotNone(self.replica.tree.lookup(LOCK))
+
+    def test_met_first_in_a_request(self) -> None:
+        self.replica = TreeReplica(self.replica.tree, LockClocks())
+        self.replica.quorate = True
+        self.assertEqual(self.request(1000.0), [])
+        self.assertEqual(self.request(1120.0), [])
+        self.assertEqual(self.request(1121.0), [Send(TreeSubtype.UNLOCK, self.payload)])
+
+    def test_found_in_the_database(self) -> None:
+        """The clock starts when the group is met first, not at each membership change."""
+        self.replica = TreeReplica(self.replica.tree, LockClocks())
+        self.replica.quorate = True
+        self.replica.membership_changed([A], (), [A], NOW)
+        self.replica.membership_changed([A], (), [A], Instant(0, NOW.monotonic + 100.0))
+        self.assertEqual(self.request(121.0), [Send(TreeSubtype.UNLOCK, self.payload)])
+
+    def test_renewed(self) -> None:
+        self.deliver(SetMtime(LOCK, 1000), B, now=Instant(0, NOW.monotonic + 100))
+        self.assertEqual(self.request(200.0), [])  # of the old checksum
+        lock = self.replica.tree.lookup(LOCK)
+        assert lock is not None
+        self.payload = LockPayload(lock.lock_checksum(), LOCK).encode()
+        self.assertEqual(self.request(200.0), [])
+        self.assertEqual(len(self.request(221.0)), 1)
+
+    def test_deeper_directories_are_unlocked(self) -> None:
+        self.deliver(Mkdir(LOCK + b"/deep"))
+        deep = self.replica.tree.lookup(LOCK + b"/deep")
+        assert deep is not None
+        self.deliver((8, LockPayload(deep.lock_checksum(), LOCK + b"/deep").encode()))
+        self.assertIsNone(self.replica.tree.lookup(LOCK + b"/deep"))
+
+
+class Synchronisation(ReplicaCase):
+    def states(self, *trees: Tree) -> dict[Member, bytes]:
+        return {member: tree.index() for member, tree in zip((A, B, C), trees, strict=False)}
+
+    def test_highest_version_leads(self) -> None:
+        newer = grown(BASE, Create(b"n"))
+        verdict = self.replica.states_collected(self.states(BASE, newer, BASE), A, NOW)
+        self.assertEqual((verdict.leader, verdict.synced), (B, {B}))
+        self.assertIsNone(verdict.updates)
+
+    def test_then_higher_mtime(self) -> None:
+        older, newer = (grown(BASE, Create(b"n"), mtime=mtime) for mtime in (5, 6))
+        verdict = self.replica.states_collected(self.states(older, older, newer), A, NOW)
+        self.assertEqual(verdict.leader, C)
+
+    def test_then_the_first(self) -> None:
+        one, other = (grown(BASE, Create(name)) for name in (b"n", b"m"))
+        verdict = self.replica.states_collected(self.states(one, other, one), B, NOW)
+        self.assertEqual((verdict.leader, verdict.synced), (A, {A, C}))
+
+    def test_equal(self) -> None:
+        verdict = self.replica.states_collected(self.states(BASE, BASE), A, NOW)
+        self.assertEqual((verdict.leader, verdict.synced), (A, {A, B}))
+        self.assertEqual(verdict.updates, [])  # only UPDATE_COMPLETE
+
+    def test_updates_of_the_leader(self) -> None:
+        newer = grown(BASE, Write(b"f", b"other"), Create(b"n"), Delete(b"d"))
+        self.replica.reset(newer)
+        verdict = self.replica.states_collected(self.states(newer, BASE, Tree.new(3)), A, NOW)
+        assert verdict.updates is not None
+        entries = [decode_entry(update) for update in verdict.updates]
+        self.assertEqual({e.inode for e in entries}, {e.inode for e in newer.entries()})
+        self.assertEqual(len(entries), len(newer))
+        verdict = self.replica.states_collected(self.states(newer, BASE), A, NOW)
+        assert verdict.updates is not None
+        names = sorted(decode_entry(update).name for update in verdict.updates)
+        self.assertEqual(names, [b"", b"f", b"n"])
+
+    def test_malformed_states(self) -> None:
+        good = BASE.index()
+        for bad in (b"", good[:31], good[:-1], good + b"\0", good[:32]):
+            self.assertRaises(MalformedMessage, self.replica.states_collected, {A: good, B: bad}, A, NOW)
+
+    def sync_to(self, newer: Tree, updates: list[Entry]) -> Sequence[Effect]:
+        self.replica.states_collected(self.states(newer, BASE), B, NOW)
+        return self.replica.commit([encode_entry(entry) for entry in updates], NOW)
+
+    def test_commit(self) -> None:
+        newer = grown(BASE, Write(b"f", b"other"), Create(b"n"), Delete(b"d"))
+        loads = self.replica.tree.counters.value(b"storage.cfg")
+        changed = [newer.root, *(e for name in (b"f", b"n") if (e := newer.lookup(name)) is not None)]
+        commit, conf = self.sync_to(newer, changed)
+        assert isinstance(commit, Commit)
+        gone = BASE.lookup(b"d")
+        assert gone is not None
+        self.assertEqual(commit.delta.deleted, (gone.inode,))
+        self.assertEqual({e.name for e in commit.delta.stored}, {b"f", b"n"})
+        self.assertTrue(commit.delta.synchronised)
+        self.assertEqual(conf, ClusterConfChanged(False))
+        self.assertEqual(self.replica.tree.index(), newer.index())
+        self.assertEqual(self.replica.tree.counters.value(b"storage.cfg"), loads + 1)
+
+    def test_commit_that_misses_something(self) -> None:
+        newer = grown(BASE, Create(b"n"))
+        delays = []
+        for _ in range(8):
+            resync = self.assertRaises(Resync, self.sync_to, newer, [newer.root])
+            delays.append(resync.delay)
+        self.assertEqual(delays[:4], [5.0, 10.0, 20.0, 40.0])
+        self.assertEqual(max(delays), 300.0)
+        self.assertIs(self.replica.tree, BASE)
+        entry = newer.lookup(b"n")
+        assert entry is not None
+        self.sync_to(newer, [newer.root, entry])
+        self.assertEqual(self.replica.tree.index(), newer.index())
+
+    def test_updates_that_make_no_tree(self) -> None:
+        newer = grown(BASE, Create(b"n"))
+        for entry in (
+            Entry(99, 98, 99, 1, 1, DT_REG, b"orphan"),
+            Entry(99, 0, 99, 1, 1, DT_REG, b"f"),
+            Entry(99, 0, 99, 1, 1, DT_REG, b""),
+        ):
+            resync = self.assertRaises(Resync, self.sync_to, newer, [newer.root, entry])
+            self.assertTrue(resync.critical)
+            self.assertIs(self.replica.tree, BASE)
+
+    def test_two_configs_of_one_vm(self) -> None:
+        tree = grown(
+            BASE, *(Mkdir(p) for p in (b"nodes", b"nodes/a", b"nodes/a/lxc", b"nodes/b", b"nodes/b/lxc")),
+            Create(b"nodes/a/lxc/100.conf"),
+        )  # fmt: skip
+        parent = tree.lookup(b"nodes/b/lxc")
+        assert parent is not None
+        twice = [Entry(90, parent.inode, 90, 1, 1, DT_REG, b"100.conf")]
+        newer = tree.replaced([], twice, Entry(0, 0, 90, 1, 1, DT_DIR, b""))
+        effects = self.sync_to(newer, list(newer.entries()))
+        lines = [effect for effect in effects if isinstance(effect, Log)]
+        self.assertEqual([line.level for line in lines], [Level.CRITICAL])
+        self.assertIn("100", lines[0].text)
+        self.assertEqual(self.replica.tree.index(), newer.index())
+
+    def test_locks_that_are_the_same_keep_running(self) -> None:
+        self.deliver(Mkdir(LOCK), B)
+        tree = self.replica.tree
+        newer = grown(tree, Create(b"n"))
+        entry, lock = newer.lookup(b"n"), newer.lookup(LOCK)
+        assert entry is not None and lock is not None
+        self.replica.states_collected(self.states(newer, tree), B, NOW)
+        later = Instant(0, NOW.monotonic + 100)
+        self.replica.commit([encode_entry(newer.root), encode_entry(entry)], later)
+        payload = LockPayload(lock.lock_checksum(), LOCK).encode()
+        last = Instant(0, NOW.monotonic + 121)
+        self.assertEqual(len(self.deliver((7, payload), A, lowest=True, now=last)), 1)
+
+
+def application(replica: TreeReplica) -> GroupApplication:
+    """For the type checker: a replica is an application."""
+    return replica
+
+
+class ReferenceReplica(TreeReplica):
+    """Does to its own memory what the reference does in the two cases in which it deviates (10-tree.md)."""
+
+    def deliver(self, message: Normal, sender: Member, own: bool, lowest: bool, now: Instant) -> Sequence[Effect]:
+        before = self.tree
+        change = ChangePayload.decode(message.payload).change(message.subtype)
+        effects = super().deliver(message, sender, own, lowest, now)
+        if isinstance(change, Write) and change.truncate and (entry := before.lookup(change.path)) is not None:
+            if not entry.data and (new := self.tree.lookup(change.path)) is not None:
+                garbage = Entry(
+                    new.inode, new.parent, new.version, new.writer, new.mtime, DT_REG, new.name, b"!" * new.size
+                )
+                self.tree = self.tree.replaced([], [garbage], None)
+        elif isinstance(change, Rename) and (target := before.lookup(change.to)) is not None:
+            self.tree = before.replaced([target.inode], [], None)  # lost, though the rename was refused
+        return effects
+
+
+class GroupCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.bus = Bus()
+        self.replicas: dict[int, TreeReplica] = {}
+        self.pids = itertools.count(100)
+
+    def start(self, node_id: int, tree: Tree = BASE, kind: type[TreeReplica] = TreeReplica) -> Node:
+        """A process on C{node_id}, not joined."""
+        self.replicas[node_id] = replica = kind(tree, LockClocks())
+        replica.quorate = True
+        return self.bus.node(node_id, next(self.pids), application(replica))
+
+    def cluster(self, *trees: Tree) -> list[Node]:
+        nodes = [self.start(i + 1, tree) for i, tree in enumerate(trees)]
+        self.bus.join(*nodes)
+        self.bus.run()
+        return nodes
+
+    def tree(self, node: Node) -> Tree:
+        return self.replicas[node.member.node_id].tree
+
+    def submit(self, node: Node, change: Change) -> int:
+        return node.submit(*encode_change(change))
+
+    def assert_equal_trees(self, *nodes: Node) -> None:
+        self.assertEqual([node.machine.mode for node in nodes], [Mode.SYNCED] * len(nodes))
+        self.assertEqual(len({self.tree(node).index() for node in nodes}), 1)
+
+    def outcome(self, node: Node, count: int) -> int:
+        (outcome,) = (e.outcome for e in node.outcomes if isinstance(e, Commit | Settle) and e.count == count)
+        return outcome
+
+
+class Scenarios(GroupCase):
+    def test_join_with_an_empty_database(self) -> None:
+        nodes = self.cluster(BASE, BASE, Tree.new(9))
+        self.assert_equal_trees(*nodes)
+        self.assertEqual(self.tree(nodes[2]).index(), BASE.index())
+
+    def test_newest_wins_in_every_order(self) -> None:
+        trees = [BASE, grown(BASE, Create(b"n")), grown(BASE, Create(b"n"), Delete(b"d"))]
+        for order in itertools.permutations(trees):
+            self.setUp()
+            nodes = self.cluster(*order)
+            self.assert_equal_trees(*nodes)
+            self.assertEqual(self.tree(nodes[0]).index(), trees[2].index())
+
+    def test_older_database_with_changes_of_its_own(self) -> None:
+        nodes = self.cluster(grown(BASE, Create(b"mine")), grown(BASE, Create(b"n"), Create(b"m")))
+        self.assert_equal_trees(*nodes)
+        self.assertIsNone(self.tree(nodes[0]).lookup(b"mine"))
+
+    def test_races_have_one_winner(self) -> None:
+        nodes = self.cluster(BASE, BASE, BASE)
+        for change in (Mkdir(LOCK), Create(b"excl")):
+            counts = [self.submit(node, change) for node in nodes]
+            self.bus.run()
+            outcomes = [self.outcome(node, count) for node, count in zip(nodes, counts, strict=True)]
+            self.assertEqual(sorted(outcomes), [-EEXIST, -EEXIST, 0])
+        self.assert_equal_trees(*nodes)
+
+    def test_changes_while_a_member_joins(self) -> None:
+        """Changes that are under way at each moment of a join, on old members and on the new one."""
+        for moment in range(12):
+            self.setUp()
+            nodes = self.cluster(BASE, grown(BASE, Create(b"n")))
+            late = self.start(3, Tree.new(9))
+            for i, node in enumerate(nodes):
+                self.submit(node, Create(b"before%d" % i))
+            self.bus.join(late)
+            for _ in range(moment):
+                if self.bus.order:
+                    self.bus.step()
+            for i, node in enumerate(nodes):
+                self.submit(node, Create(b"during%d" % i))
+            self.bus.run()
+            self.assert_equal_trees(*nodes, late)
+            for name in (b"before0", b"before1", b"during0", b"during1"):
+                self.assertIsNotNone(self.tree(late).lookup(name), (moment, name))
+
+    def test_death_of_each_member_at_each_moment_of_a_synchronisation(self) -> None:
+        for victim in range(3):
+            for moment in range(14):
+                self.setUp()
+                nodes = self.cluster(BASE, grown(BASE, Create(b"n"), Create(b"m")))
+                nodes.append(self.start(3, Tree.new(9)))
+                self.bus.join(nodes[2])
+                for _ in range(moment):
+                    if self.bus.order:
+                        self.bus.step()
+                dead = nodes.pop(victim)
+                self.bus.kill(dead)
+                self.bus.run()
+                self.assert_equal_trees(*nodes)
+                again = self.start(dead.member.node_id, self.tree(dead))
+                self.bus.join(again)
+                self.bus.run()
+                self.assert_equal_trees(again, *nodes)
+                self.assertIsNotNone(self.tree(again).lookup(b"m"), (victim, moment))
+
+    def test_catching_up_after_deletions(self) -> None:
+        nodes = self.cluster(BASE, BASE, BASE)
+        self.bus.kill(nodes[2])
+        for change in (Delete(b"d"), Delete(b"f"), Create(b"f"), Write(b"f", b"new")):
+            self.submit(nodes[0], change)
+        self.bus.run()
+        again = self.start(3, self.tree(nodes[2]))
+        self.bus.join(again)
+        self.bus.run()
+        self.assert_equal_trees(nodes[0], nodes[1], again)
+        self.assertEqual(len([e for e in again.outcomes if isinstance(e, Commit) and e.delta.synchronised]), 1)
+
+    def test_partition(self) -> None:
+        nodes = self.cluster(BASE, BASE, BASE)
+        self.replicas[3].quorate = False
+        self.bus.partition(nodes[:2], nodes[2:])
+        self.bus.run()
+        self.submit(nodes[0], Create(b"majority"))
+        count = self.submit(nodes[2], Create(b"minority"))
+        self.bus.run()
+        self.assertIs(nodes[2].machine.mode, Mode.LEAVE)
+        self.assertEqual(self.outcome(nodes[2], count), -EACCES)
+        self.replicas[3].quorate = True
+        self.bus.rejoin()
+        self.assert_equal_trees(*nodes)
+        self.assertIsNotNone(self.tree(nodes[2]).lookup(b"majority"))
+        self.assertIsNone(self.tree(nodes[0]).lookup(b"minority"))
+
+    def test_ghost_that_never_answers(self) -> None:
+        """All leave at their deadlines; when the ghost is gone they come together."""
+        nodes = self.cluster(BASE, grown(BASE, Create(b"n")))
+        ghost = self.start(3)
+        self.bus.nodes.pop(ghost.member)
+        self.bus._reconfigure(
+            list(self.bus.configurations), [(*self.bus.configurations[0], ghost.member)]
+        )  # corosync knows it
+        self.bus.run()
+        self.assertEqual({node.machine.mode for node in nodes}, {Mode.START_SYNC})
+        self.bus.pass_time(60.0)
+        self.assertTrue(any("3/" in line and "no states" in line for line in nodes[0].log))
+        self.bus.leave(ghost.member)
+        self.bus.rejoin()
+        self.assert_equal_trees(*nodes)
+
+    def test_lock_is_released_by_the_lowest(self) -> None:
+        nodes = self.cluster(BASE, BASE, BASE)
+        self.submit(nodes[1], Mkdir(LOCK))
+        self.bus.run()
+        lock = self.tree(nodes[2]).lookup(LOCK)
+        assert lock is not None
+        request = TreeSubtype.UNLOCK_REQUEST, LockPayload(lock.lock_checksum(), LOCK).encode()
+        senders: list[Member] = []
+
+        def watch(sender: Member, data: bytes) -> None:
+            if Header.decode(data)[:2] == (MessageType.NORMAL, TreeSubtype.UNLOCK):
+                senders.append(sender)
+
+        self.bus.watch = watch
+        for seconds, holds in ((1.0, True), (118.0, True), (2.0, False)):
+            self.bus.pass_time(seconds)
+            nodes[2].submit(*request)
+            count = self.submit(nodes[2], SetMtime(LOCK, 0))
+            self.bus.run()
+            self.assertEqual(self.outcome(nodes[2], count), -EACCES)  # it follows at once, ahead of the unlock
+            self.assertEqual(self.tree(nodes[2]).lookup(LOCK) is not None, holds)
+        self.assertEqual(senders, [nodes[0].member])
+        self.assert_equal_trees(*nodes)
+
+    def test_verification_heals(self) -> None:
+        nodes = self.cluster(BASE, BASE, BASE)
+        entry = BASE.lookup(b"f")
+        assert entry is not None
+        damaged = Entry(entry.inode, 0, entry.version, 1, entry.mtime, DT_REG, b"f", b"rotten")
+        self.replicas[2].tree = BASE.replaced([], [damaged], None)
+        self.bus.pass_time(3700.0)
+        self.assertIs(nodes[1].machine.mode, Mode.LEAVE)
+        self.assertTrue(any("verification failed" in line for line in nodes[1].log))
+        self.bus.rejoin()
+        self.assert_equal_trees(*nodes)
+        self.assertEqual(self.tree(nodes[1]).index(), BASE.index())
+        self.bus.pass_time(3700.0)
+        self.assertEqual(nodes[1].log[-1], "data verification successful")
+
+    def test_an_interval_of_silence_between_equals(self) -> None:
+        nodes = self.cluster(BASE, BASE, BASE)
+        self.bus.pass_time(3 * 3600.0 + 1)
+        for node in nodes:
+            self.assertEqual(node.log.count("data verification successful"), 3)
+
+
+class Deviations(GroupCase):
+    """What a reference node does to itself is healed by the next synchronisation (10-tree.md)."""
+
+    start_tree = grown(BASE, Create(b"empty"), Create(b"d/x"), Mkdir(b"target"))
+    cases: ClassVar[list[Change]] = [Write(b"empty", b"", 10, truncate=True), Rename(b"d", b"target")]
+
+    def test_healing(self) -> None:
+        for change, reference in itertools.product(self.cases, (1, 2, 3)):
+            self.setUp()
+            nodes = [
+                self.start(i, self.start_tree, ReferenceReplica if i == reference else TreeReplica) for i in (1, 2, 3)
+            ]
+            self.bus.join(*nodes)
+            self.bus.run()
+            self.submit(nodes[reference - 1], change)
+            self.bus.run()
+            ours = [node for node in nodes if node.member.node_id != reference]
+            self.assert_equal_trees(*ours)
+            self.assertNotEqual(self.tree(nodes[reference - 1]).index(), self.tree(ours[0]).index())
+            if isinstance(change, Write):
+                entry = self.tree(ours[0]).lookup(b"empty")
+                assert entry is not None
+                self.assertEqual(entry.data, bytes(10))
+            else:
+                self.assertIsNotNone(self.tree(ours[0]).lookup(b"d/x"))
+                self.assertIsNotNone(self.tree(ours[0]).lookup(b"target"))
+            self.bus.pass_time(3700.0)  # the verification finds it
+            self.bus.rejoin()
+            self.assert_equal_trees(*nodes)
+            self.bus.pass_time(3700.0)
+            for node in nodes:
+                self.assertEqual(node.log[-1], "data verification successful")
