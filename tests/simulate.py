@@ -87,7 +87,8 @@ def main() -> int:
     print(
         f"{len(chosen)} seeds of {options.steps} steps in {took:.0f} s ({len(chosen) / took:.0f} a second): "
         f"{acknowledged} acknowledged changes, {deliveries} deliveries, {strict} stories in which a minority fails "
-        f"at most; {excused} others lost a change with an excuse; {len(failed)} failed{': ' + str(failed) if failed else ''}"
+        f"at most; {excused} others lost a change with an excuse; "
+        f"{len(failed)} failed{': ' + str(failed) if failed else ''}"
     )
     return 1 if failed else 0
 

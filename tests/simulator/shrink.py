@@ -19,9 +19,11 @@ def failure(story: Story) -> str:
     return ""
 
 
-def shrink(
-    story: Story, fails: Callable[[Story], bool] = lambda story: bool(failure(story)), runs: int = 2000
-) -> Story:
+def _fails(story: Story) -> bool:
+    return bool(failure(story))
+
+
+def shrink(story: Story, fails: Callable[[Story], bool] = _fails, runs: int = 2000) -> Story:
     """A story made of events of C{story} that fails too, tried within about C{runs} runs.
 
     Larger parts are left out first, then smaller ones; then paces are made simpler.

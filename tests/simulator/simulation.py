@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from random import Random
+from unittest.mock import patch
 
 from pvecfs.node import cluster, ledger, status
 from pvecfs.replica.machine import Mode
@@ -15,7 +16,7 @@ from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime,
 from pvecfs.tree.tree import Tree
 from tests.simulator.checks import History, Violation, check_tree
 from tests.simulator.corosync import Network, Uid
-from tests.simulator.node import WALL_START, SimulatedNode
+from tests.simulator.node import TREE_GROUP, WALL_START, SimulatedNode
 from tests.simulator.story import OPERATIONS, PACE_ALL, PACE_SOME, Event, Story
 
 MAX_NODES = 5
@@ -70,15 +71,10 @@ class Journal:
 def journal_kept() -> Iterator[Journal]:
     """The services log into the journal."""
     journal = Journal()
-    modules = (cluster, ledger, status)
-    loggers = [module._log for module in modules]
-    for module in modules:
-        module._log = journal  # type: ignore[assignment]  # it has the methods that are used
-    try:
+    with ExitStack() as patches:
+        for module in (cluster, ledger, status):
+            patches.enter_context(patch.object(module, "_log", journal))
         yield journal
-    finally:
-        for module, logger in zip(modules, loggers, strict=True):
-            module._log = logger
 
 
 class Operation:
@@ -308,7 +304,7 @@ class Simulation:
             return False
         if corosync.quorum or node.store.failure is not None or not node.ledger.writable or corosync.congested:
             return False
-        if set(node.machine.members) != corosync.view.get("pve_dcdb_v1"):
+        if frozenset(node.machine.members) != corosync.view.get(TREE_GROUP):
             return False
         if any(told.kind != "message" for told in node.connection.queue):
             return False
@@ -316,9 +312,13 @@ class Simulation:
 
     def on_split(self, event: Event) -> None:
         components = dict(enumerate(event.arguments, 1))
-        best = max(
-            set(components.values()),
-            key=lambda c: sum(self.story.votes[n - 1] for n in components if components[n] == c),
+        best = next(
+            (
+                component
+                for component in set(event.arguments)
+                if self.network.has_majority(node_id for node_id in components if components[node_id] == component)
+            ),
+            None,
         )
         if not self._may_fail({node_id for node_id, component in components.items() if component != best}):
             return

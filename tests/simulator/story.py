@@ -57,8 +57,9 @@ class Story:
 
     def __str__(self) -> str:
         head = (
-            f"seed {self.seed}: {len(self.votes)} nodes, votes {self.votes}, {'strict' if self.strict else 'anything goes'}"
-            f"{', with status' if self.status else ''}, skews {self.skews}, verification each {self.verify_interval:g} s"
+            f"seed {self.seed}: votes {self.votes}, {'strict' if self.strict else 'anything goes'}"
+            f"{', with status' if self.status else ''}, clocks ahead {self.skews} s, "
+            f"verification each {self.verify_interval:g} s"
         )
         return "\n".join((head, *(f"  {number:3} {event}" for number, event in enumerate(self.events))))
 
