@@ -519,7 +519,7 @@ def create(path: str, tree: Tree, page_size: int = DEFAULT_PAGE_SIZE, connect: C
 def place(path: str, fill: Callable[[str], None], replace: bool) -> None:
     """Have C{fill} make a database in a new, empty file beside C{path}, then move it there, on stable storage.
 
-    @param replace: there may be a database at C{path}; it is gone afterwards, with its log.
+    @param replace: there may be a database at C{path}; it is gone afterwards, with its log. The caller has kept a copy.
     @raise StoreError: it failed, and all is as before; or something is at C{path} and C{replace} is not set.
     """
     temporary = f"{path}.new"
@@ -535,7 +535,7 @@ def place(path: str, fill: Callable[[str], None], replace: bool) -> None:
                     raise StoreError(EIO, f"{temporary}{suffix}: was left, so the database is not whole")
             os.chmod(temporary, 0o600)
             _sync(temporary)
-            _retire_logs(path)
+            _retire_logs(path, not replace)
             os.rename(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -557,10 +557,13 @@ def _remove(path: str) -> None:
             os.unlink(path + suffix)
 
 
-def _retire_logs(path: str) -> None:
-    """Put aside the log of a database that is gone, or about to be: SQLite would play it into the new one."""
+def _retire_logs(path: str, keep: bool) -> None:
+    """Part the log from a database that is gone, or about to be: SQLite would play it into the new one.
+
+    @param keep: put it aside; else whoever replaces the database has a copy of both.
+    """
     for suffix in ("-wal", "-journal"):
-        if rows.size(path + suffix):
+        if keep and rows.size(path + suffix):
             _log.warn("{path}: put aside as {path}.old, it belongs to another database", path=path + suffix)
             os.rename(path + suffix, f"{path}{suffix}.old")
     for suffix in ("-wal", "-shm", "-journal"):

@@ -1,0 +1,305 @@
+"""Work on a database without a daemon: reading, copying, replacing, renaming."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from errno import EBUSY, EEXIST, EINVAL, EIO, ENOENT, ENOTDIR
+
+from pvecfs.store import rows
+from pvecfs.store.errors import StoreError
+from pvecfs.store.examination import Survey, survey
+from pvecfs.store.lockfile import LOCK_NAME, LockFile
+from pvecfs.store.repair import Repair
+from pvecfs.store.rows import DEFAULT_PAGE_SIZE
+from pvecfs.store.sqlite import create, place, read_tree, write_new
+from pvecfs.tree.entry import DT_DIR, ROOT_INODE, Entry
+from pvecfs.tree.errors import OperationError, TreeDefect
+from pvecfs.tree.paths import NODES, is_node_name
+from pvecfs.tree.tree import Tree
+
+DATABASE_NAME = "config.db"
+
+
+class OfflineDatabase:
+    """The database at C{path}.
+
+    What writes takes the lock that a daemon would hold. What reads works beside a daemon too, in one transaction.
+
+    @param path: of the file.
+    @param now: seconds since 1970.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], now: Callable[[], float] = time.time) -> None:
+        self.path = os.path.realpath(path)
+        self._lock = LockFile.beside(path) if os.path.basename(path) == DATABASE_NAME else None
+        self._now = now
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock. No daemon uses a database of another name, so that it has none.
+
+        @raise StoreError: EBUSY when a daemon has it.
+        """
+        lock = self._lock
+        if lock is None:
+            yield
+            return
+        if not lock.try_acquire():
+            raise StoreError(EBUSY, f"{self.path}: is in use by a daemon ({lock.path} is locked); stop it first")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def read(self) -> Iterator[bool]:
+        """Hold the lock if that is possible; yields whether nobody writes meanwhile."""
+        lock = self._lock
+        if lock is None or not os.path.exists(lock.path):
+            yield True
+            return
+        try:
+            alone = lock.try_acquire()
+        except StoreError:  # not allowed to lock it, so not to know either
+            alone = False
+        try:
+            yield alone
+        finally:
+            lock.release()
+
+    def survey(self) -> Survey:
+        """All that can be read.
+
+        @raise StoreError: there is no database, or one of something else.
+        """
+        with self.read() as alone:
+            return survey(self.path, alone)
+
+    def tree(self) -> Tree:
+        """The tree that a daemon would load.
+
+        @raise StoreError: there is no database, or it cannot be read.
+        @raise TreeDefect: the rows are no tree.
+        """
+        with self.read() as alone, rows.reading(self.path, alone) as connection:
+            connection.execute("BEGIN")
+            tree = read_tree(connection, self.path) if rows.check_schema(connection, self.path) else None
+        return Tree.new(int(self._now())) if tree is None else tree
+
+    def backup(self, target: str, replace: bool = False) -> None:
+        """Copy the database to C{target}, whole, also while a daemon writes to it.
+
+        @raise StoreError: it cannot be read, or C{target} cannot be written, or is there and C{replace} is not set.
+        """
+        if os.path.realpath(target) == self.path:
+            raise StoreError(EINVAL, f"{target}: is the database itself")
+        if not replace and os.path.lexists(target):
+            raise StoreError(EEXIST, f"{target}: exists already")
+        with self.read() as alone, rows.reading(self.path, alone) as source:
+            rows.check_schema(source, self.path)
+            place(target, lambda temporary: _copy(source, temporary), replace)
+
+    def restore(self, source: str) -> str | None:
+        """Put a copy of the database C{source} in the place of this one.
+
+        @return: where the database that was there is kept.
+        @raise StoreError: C{source} is no database, or this one is in use.
+        @raise TreeDefect: C{source} has defects; nothing was changed.
+        """
+        with self.locked():
+            origin = OfflineDatabase(source, self._now)
+            if origin.path == self.path:
+                raise StoreError(EINVAL, f"{source}: is the database itself")
+            defects = origin.survey().defects()
+            if defects:
+                raise TreeDefect(f"{source}: {defects[0]} ({len(defects)} defects in all); 'repair' it first")
+            kept = self.keep_copy("restore")
+            with origin.read() as alone, rows.reading(origin.path, alone) as connection:
+                place(self.path, lambda temporary: _copy(connection, temporary), True)
+            return kept
+
+    def repair(self) -> tuple[list[str], str | None]:
+        """Mend what is wrong.
+
+        @return: what was done, a line each, none when nothing was wrong; and where the damaged database is kept.
+        @raise StoreError: it is no database, holds something else, or is in use.
+        @raise TreeDefect: no row can be read, or it is beyond mending; nothing was changed.
+        """
+        with self.locked():
+            found = survey(self.path, True)
+            if found.is_empty:
+                if found.problems:
+                    raise TreeDefect(f"{self.path}: no row can be read: {found.problems[0]}")
+                return [], None
+            repair = Repair(found, int(self._now()))
+            tree = repair.run()
+            actions = [f"{problem}: written anew" for problem in found.problems] + repair.actions
+            if not actions:
+                return [], None
+            kept = self.keep_copy("repair")
+            self._rewrite(tree, self._page_size())
+            return actions, kept
+
+    def compact(self, page_size: int | None) -> None:
+        """Write the database anew, without free pages.
+
+        @param page_size: bytes of a page of the new file; None to keep it.
+        """
+        with self.locked():
+            with rows.reading(self.path, True) as connection:
+                tree = read_tree(connection, self.path) if rows.check_schema(connection, self.path) else None
+            if tree is None:
+                return
+            # The log goes before the file does, so between the two the file must hold everything.
+            with closing(rows.connect(rows.uri(self.path, "rw"))) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._rewrite(tree, page_size or self._page_size())
+
+    def create(self, tree: Tree) -> None:
+        """Make a new database of C{tree}.
+
+        @raise StoreError: there is one already, or it cannot be written.
+        """
+        with self.locked():
+            create(self.path, tree)
+
+    def rename_node(self, old: bytes, new: bytes) -> list[str]:
+        """Move what is below C{nodes/old} to C{nodes/new}, into what is there already.
+
+        @return: what was done, a line each.
+        @raise OperationError: a name that is none, no such node, or files that are in both; nothing was changed.
+        """
+        with self.locked():
+            with rows.reading(self.path, True) as connection:
+                tree = read_tree(connection, self.path) if rows.check_schema(connection, self.path) else None
+            if tree is None:
+                raise OperationError(ENOENT, f"{self.path}: is empty")
+            move = _NodeMove(tree, old, new, int(self._now()))
+            move.run()
+            with closing(rows.connect(rows.uri(self.path, "rw"))) as connection:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.executemany(rows.DELETE, [(rows.signed(inode),) for inode in move.deleted])
+                    connection.executemany(rows.STORE, map(rows.row_of, move.stored))
+                    connection.execute(rows.STORE_ROOT, rows.root_row(move.root))
+                    connection.execute("COMMIT")
+                except sqlite3.Error as error:
+                    raise rows.error_of(error, self.path) from error
+            return move.actions
+
+    def keep_copy(self, before: str) -> str | None:
+        """Copy the file as it is, with its log, before something is done to it; return where."""
+        if not os.path.lexists(self.path):
+            return None
+        base = f"{self.path}.before-{before}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(self._now()))}"
+        kept, number = base, 0
+        while os.path.lexists(kept):
+            number += 1
+            kept = f"{base}.{number}"
+        try:
+            for suffix in ("", "-wal", "-journal"):
+                if os.path.exists(self.path + suffix):
+                    shutil.copyfile(self.path + suffix, kept + suffix)
+                    os.chmod(kept + suffix, 0o600)
+                    with open(kept + suffix, "rb") as file:
+                        os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(error.errno or EIO, f"{kept}: {error.strerror}") from error
+        return kept
+
+    def _page_size(self) -> int:
+        try:
+            with rows.reading(self.path, True) as connection:
+                return int(connection.execute("PRAGMA page_size").fetchone()[0])
+        except StoreError:
+            return DEFAULT_PAGE_SIZE
+
+    def _rewrite(self, tree: Tree, page_size: int) -> None:
+        def fill(temporary: str) -> None:
+            with closing(rows.connect(rows.uri(temporary, "rw"))) as connection:
+                connection.execute(f"PRAGMA page_size={page_size}")
+                connection.execute("PRAGMA journal_mode=WAL").fetchall()
+                write_new(connection, tree)
+
+        place(self.path, fill, True)
+
+
+def _copy(source: sqlite3.Connection, target: str) -> None:
+    with closing(rows.connect(rows.uri(target, "rw"))) as connection:
+        source.backup(connection)
+        connection.execute("PRAGMA journal_mode=WAL").fetchall()
+
+
+class _NodeMove:
+    """The rows that change when a node gets another name.
+
+    @ivar stored: entries that change.
+    @ivar deleted: inodes that go: directories whose content moved into others.
+    @ivar root: the root after it.
+    """
+
+    def __init__(self, tree: Tree, old: bytes, new: bytes, mtime: int) -> None:
+        self.stored: list[Entry] = []
+        self.deleted: list[int] = []
+        self.actions: list[str] = []
+        self.root = tree.root
+        self._tree = tree
+        self._old = old
+        self._new = new
+        self._mtime = mtime
+
+    def run(self) -> None:
+        for name in (self._old, self._new):
+            if not is_node_name(name):
+                raise OperationError(EINVAL, f"{os.fsdecode(name)!r} is no name of a node")
+        if self._old == self._new:
+            raise OperationError(EINVAL, "the two names are the same")
+        source = self._tree.lookup(NODES + b"/" + self._old)
+        if source is None:
+            raise OperationError(ENOENT, f"there is no directory nodes/{os.fsdecode(self._old)}")
+        target = self._tree.lookup(NODES + b"/" + self._new)
+        if source.type != DT_DIR or (target is not None and target.type != DT_DIR):
+            raise OperationError(ENOTDIR, "a node is a directory, this is a file")
+        clashes: list[str] = []
+        if target is None:
+            self._move(source, source.parent, self._new)
+        else:
+            self._merge(source, target, clashes)
+        if clashes:
+            raise OperationError(EEXIST, f"in both nodes: {', '.join(clashes)}; nothing was changed")
+
+    def _merge(self, source: Entry, target: Entry, clashes: list[str]) -> None:
+        """Move what is in C{source} into C{target}, and remove C{source}."""
+        for name, inode in sorted(self._tree.children(source.inode).items()):
+            entry = self._tree.entry(inode)
+            there = self._tree.child(target.inode, name)
+            assert entry is not None
+            if there is None:
+                self._move(entry, target.inode, name)
+            elif entry.type == there.type == DT_DIR:
+                self._merge(entry, there, clashes)
+            else:
+                clashes.append(self._path(entry))
+        self._advance()
+        self.deleted.append(source.inode)
+        self.actions.append(f"{self._path(source)}: removed, its content is in {self._path(target)}")
+
+    def _move(self, entry: Entry, parent: int, name: bytes) -> None:
+        self._advance()
+        self.stored.append(Entry(entry.inode, parent, self.root.version, 0, self._mtime, entry.type, name, entry.data))
+        above = self._tree.path_of(parent) or b""
+        self.actions.append(f"{self._path(entry)}: is {os.fsdecode(above + b'/' + name)!r} now")
+
+    def _advance(self) -> None:
+        self.root = Entry(ROOT_INODE, 0, self.root.version + 1, 0, self._mtime, DT_DIR, b"")
+
+    def _path(self, entry: Entry) -> str:
+        return repr(os.fsdecode(self._tree.path_of(entry.inode) or b"?"))
+
+
+__all__ = ["DATABASE_NAME", "LOCK_NAME", "OfflineDatabase"]

@@ -1,0 +1,343 @@
+"""C{pvecfs-db}, command by command."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import sqlite3
+import threading
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+from twisted.trial.unittest import SynchronousTestCase
+
+from pvecfs.cli import main
+from pvecfs.store.lockfile import LockFile
+from pvecfs.tree.changes import Write
+from tests.store_databases import GOLDEN, raw, reopened, settle, snapshot, store_at
+from tests.test_store_examination import ALL
+from tests.test_store_refusals import DIRECTORY, FILE
+from tests.test_tree_golden import golden_tree
+
+NODE: list[tuple[object, ...]] = [
+    (10, 0, 10, 1, 5, 4, b"nodes", None),
+    (11, 10, 11, 1, 5, 4, b"alpha", None),
+    (12, 11, 12, 1, 5, 4, b"qemu-server", None),
+    (13, 12, 13, 1, 5, 8, b"100.conf", b"memory: 1"),
+    (14, 11, 14, 1, 5, 8, b"config", b"alpha's"),
+]
+
+
+class CommandTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.directory = os.path.abspath(self.mktemp())
+        os.mkdir(self.directory)
+        self.path = os.path.join(self.directory, "config.db")
+
+    def run_command(self, *arguments: str) -> Result:
+        result = CliRunner().invoke(main, ["--state-dir", self.directory, *arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    def succeeds(self, *arguments: str) -> str:
+        result = self.run_command(*arguments)
+        self.assertEqual(result.exit_code, 0, result.output)
+        return result.output
+
+    def fails(self, code: int, *arguments: str) -> str:
+        result = self.run_command(*arguments)
+        self.assertEqual(result.exit_code, code, result.output)
+        self.assertNotIn("Traceback", result.output)
+        return result.output
+
+    def golden(self) -> None:
+        shutil.copy(GOLDEN / "config.db", self.path)
+
+
+class ReadingTests(CommandTestCase):
+    def test_help(self) -> None:
+        self.assertIn("repair", self.succeeds("--help"))
+        for command in main.commands:
+            self.assertIn("Usage", self.succeeds(command, "--help"))
+        self.fails(2, "no-such-command")
+        self.fails(2, "cat")
+
+    def test_check(self) -> None:
+        self.golden()
+        self.assertIn("no defects: 17 entries, version 51", self.succeeds("check"))
+        self.assertEqual(json.loads(self.succeeds("check", "--json")), [])
+        self.assertEqual(os.listdir(self.directory), ["config.db"])
+
+    def test_check_of_every_defect(self) -> None:
+        for what, entries in ALL.items():
+            raw(self.path, [row for row in (DIRECTORY, FILE) if row not in entries] + entries)
+            before = snapshot(self.path)
+            output = self.fails(1, "check")
+            self.assertIn(what, output)
+            self.assertEqual(json.loads(self.fails(1, "check", "--json")), output.splitlines())
+            self.succeeds("dump")
+            self.assertEqual(snapshot(self.path), before)
+            os.unlink(self.path)
+
+    def test_no_database(self) -> None:
+        for command in (["check"], ["dump"], ["index"], ["cat", "x"], ["extract", "x"], ["backup", "x"], ["compact"]):
+            self.assertIn("config.db", self.fails(2, *command))
+        Path(self.path).write_bytes(b"some text, but no database\n")
+        for command in (["check"], ["dump"], ["index"], ["repair"], ["rename-node", "a", "b"], ["backup", "x"]):
+            self.assertIn("not an SQLite database", self.fails(2, *command))
+        self.assertFalse(os.path.exists("x"))
+
+    def test_dump(self) -> None:
+        self.golden()
+        lines = self.succeeds("dump").splitlines()
+        self.assertEqual(len(lines), 18)
+        self.assertTrue(lines[-1].endswith("sdn/zones.cfg"))
+        documents = {document["path"]: document for document in json.loads(self.succeeds("dump", "--json"))}
+        entry = golden_tree().lookup(b"user.cfg")
+        assert entry is not None
+        found = documents["user.cfg"]
+        self.assertEqual(base64.b64decode(found["data"]), entry.data)
+        self.assertEqual((found["inode"], found["version"], found["size"]), (39, 46, 14))
+        self.assertEqual(documents[""]["name"], "__version__")
+
+    def test_dump_shows_no_control_characters(self) -> None:
+        raw(self.path, [(2, 0, 2, 1, 5, 8, b"a\nb\x1b[31m\xff\\", None), (3, 9, 3, 1, 5, 8, b"orphan", None)])
+        output = self.succeeds("dump")
+        self.assertIn("a\\x0ab\\x1b[31m\\xff\\\\", output)
+        self.assertIn("? orphan", output)
+        documents = json.loads(self.succeeds("dump", "--json"))
+        self.assertEqual(os.fsencode(documents[1]["path"]), b"a\nb\x1b[31m\xff\\")
+        self.assertIsNone(documents[2]["path"])
+
+    def test_index(self) -> None:
+        self.golden()
+        tree = golden_tree()
+        output = self.succeeds("index")
+        self.assertIn(tree.checksum().hex(), output)
+        self.assertEqual(output, self.succeeds("index", str(GOLDEN / "config.db")))
+        document = json.loads(self.succeeds("index", "--json"))
+        self.assertEqual(document["version"], 51)
+        self.assertEqual(document["entries"][0]["digest"], tree.root.digest().hex())
+        raw(os.path.join(self.directory, "bad.db"), ALL["same name"])
+        self.assertIn("same name", self.fails(1, "index", os.path.join(self.directory, "bad.db")))
+
+    def test_cat(self) -> None:
+        raw(self.path, [DIRECTORY, (3, 2, 3, 1, 5, 8, b"\xff", b"\0\xff\n")])
+        result = CliRunner().invoke(main, ["--db", self.path, "cat", os.fsdecode(b"/dir/\xff")])
+        self.assertEqual(result.stdout_bytes, b"\0\xff\n")
+        self.assertIn("no such file", self.fails(2, "cat", "missing"))
+        self.assertIn("is a directory", self.fails(2, "cat", "dir"))
+
+
+class ExchangeTests(CommandTestCase):
+    def test_out_and_in_again(self) -> None:
+        self.golden()
+        out = os.path.join(self.directory, "out")
+        self.assertIn("16 entries", self.succeeds("extract", out))
+        for entry in golden_tree().entries():
+            path = golden_tree().path_of(entry.inode)
+            assert path is not None
+            status = os.stat(os.path.join(os.fsencode(out), path))
+            if entry.inode:
+                private = path.startswith(b"priv")
+                mode = (0o700 if private else 0o755) if entry.is_directory else (0o600 if private else 0o640)
+                self.assertEqual((status.st_mode & 0o7777, int(status.st_mtime)), (mode, entry.mtime))
+        os.symlink("/etc", os.path.join(out, "local"))
+        Path(out, ".version").write_text("{}")
+        self.assertIn("exists already", self.fails(2, "import", out))
+        os.unlink(self.path)
+        output = self.succeeds("import", out)
+        self.assertIn("16 entries", output)
+        self.assertIn("left out", output)
+        tree = reopened(self.path)
+        for entry in golden_tree().entries():
+            path = golden_tree().path_of(entry.inode)
+            assert path is not None
+            copy = tree.lookup(path)
+            assert copy is not None
+            self.assertEqual((copy.type, copy.data), (entry.type, entry.data))
+            if entry.inode:
+                self.assertEqual(copy.mtime, entry.mtime)
+        self.assertIn("no defects", self.succeeds("check"))
+
+    def test_extract_stays_inside(self) -> None:
+        long = b"x" * 300
+        raw(
+            self.path,
+            [(2, 0, 2, 1, 5, 8, long, b"1"), (3, 0, 3, 1, 5, 8, b"\xff\n", b"2"), (4, 0, 4, 1, 5, 8, b"...", b"3")],
+        )
+        out = os.path.join(self.directory, "out")
+        self.assertIn("too long", self.fails(2, "extract", out))
+        self.assertEqual(sorted(os.listdir(os.fsencode(out))), [b"...", b"\xff\n"])
+        self.assertIn("not empty", self.fails(2, "extract", out))
+        link = os.path.join(self.directory, "link")
+        os.symlink("/nowhere/at/all", link)
+        self.fails(2, "extract", link)
+        for name in (b"..", b"../x", b"/etc/x", b""):
+            bad = os.path.join(self.directory, "bad.db")
+            raw(bad, [(2, 0, 2, 1, 5, 8, name, b"1")])
+            result = CliRunner().invoke(main, ["--db", bad, "extract", os.path.join(self.directory, "bad")])
+            self.assertEqual(result.exit_code, 1)
+            self.assertFalse(os.path.exists(os.path.join(self.directory, "bad")))
+            os.unlink(bad)
+
+    def test_import_refuses_what_a_mount_would(self) -> None:
+        for number, (name, size) in enumerate((("large", 2**20 + 1), ("nodes/n1/lxc", 1))):
+            source = os.path.join(self.directory, f"source{number}")
+            os.makedirs(os.path.dirname(os.path.join(source, name)))
+            Path(source, name).write_bytes(bytes(size))
+            self.assertIn(name, self.fails(2, "import", source))
+        source = os.path.join(self.directory, "many")
+        os.mkdir(source)
+        for number in range(4):
+            Path(source, str(number)).write_bytes(bytes(400_000))
+        self.assertIn("would hold more", self.fails(2, "import", "--max-size", "1", source))
+        self.assertIn("would hold more", self.fails(2, "import", "--max-entries", "3", source))
+        self.assertFalse(os.path.exists(self.path))
+        self.succeeds("import", source)
+
+
+class WritingTests(CommandTestCase):
+    def test_rename_node(self) -> None:
+        raw(self.path, NODE)
+        self.assertIn("beta", self.succeeds("rename-node", "alpha", "beta"))
+        tree = reopened(self.path)
+        self.assertIsNone(tree.lookup(b"nodes/alpha"))
+        self.assertEqual([vm.node for vm in tree.vms.items()], [b"beta"])
+        self.assertEqual(tree.version, 101)
+        self.assertIn("no defects", self.succeeds("check"))
+
+    def test_rename_node_into_one_that_is_there(self) -> None:
+        there: list[tuple[object, ...]] = [
+            (21, 10, 11, 1, 5, 4, b"beta", None),
+            (22, 21, 12, 1, 5, 4, b"qemu-server", None),
+            (23, 22, 13, 1, 5, 8, b"200.conf", b"memory: 2"),
+        ]
+        raw(self.path, NODE + there)
+        self.succeeds("rename-node", "alpha", "beta")
+        tree = reopened(self.path)
+        self.assertEqual([vm.vmid for vm in tree.vms.items()], [100, 200])
+        self.assertEqual({vm.node for vm in tree.vms.items()}, {b"beta"})
+        self.assertIsNone(tree.lookup(b"nodes/alpha"))
+        self.assertIsNotNone(tree.lookup(b"nodes/beta/config"))
+        os.unlink(self.path)
+        raw(self.path, [*NODE, *there, (24, 21, 14, 1, 5, 8, b"config", b"beta's")])
+        before = Path(self.path).read_bytes()
+        self.assertIn("alpha/config", self.fails(2, "rename-node", "alpha", "beta"))
+        self.assertEqual(Path(self.path).read_bytes(), before)
+
+    def test_rename_node_refused(self) -> None:
+        raw(self.path, NODE)
+        before = Path(self.path).read_bytes()
+        for old, new in (("gamma", "beta"), ("alpha", "a/b"), ("alpha", ""), ("alpha", "-x"), ("alpha", "alpha")):
+            self.fails(2, "rename-node", "--", old, new)
+        self.assertEqual(Path(self.path).read_bytes(), before)
+
+    def test_backup_and_restore(self) -> None:
+        self.golden()
+        saved = os.path.join(self.directory, "saved.db")
+        self.succeeds("backup", saved)
+        self.assertEqual(os.stat(saved).st_mode & 0o777, 0o600)
+        self.assertIn("exists already", self.fails(2, "backup", saved))
+        self.succeeds("backup", "--force", saved)
+        self.fails(2, "backup", "--force", self.path)
+        self.assertEqual(reopened(saved).index(), golden_tree().index())
+        os.unlink(self.path)
+        raw(self.path, NODE)
+        now = Path(self.path).read_bytes()
+        self.assertIn("is kept", self.succeeds("restore", saved))
+        self.assertEqual(reopened(self.path).index(), golden_tree().index())
+        (kept,) = [name for name in os.listdir(self.directory) if "before-restore" in name]
+        self.assertEqual(Path(self.directory, kept).read_bytes(), now)
+        os.unlink(self.path)
+        self.assertNotIn("is kept", self.succeeds("restore", saved))
+        self.fails(2, "restore", self.path)
+
+    def test_restore_of_a_damaged_one(self) -> None:
+        self.golden()
+        before = Path(self.path).read_bytes()
+        bad = os.path.join(self.directory, "bad.db")
+        raw(bad, ALL["same name"])
+        self.assertIn("same name", self.fails(1, "restore", bad))
+        Path(bad).write_bytes(b"text")
+        self.fails(2, "restore", bad)
+        self.assertEqual(Path(self.path).read_bytes(), before)
+        self.assertEqual(sorted(os.listdir(self.directory)), [".pmxcfs.lockfile", "bad.db", "config.db"])
+
+    def test_backup_of_a_damaged_one(self) -> None:
+        raw(self.path, ALL["same name"])
+        saved = os.path.join(self.directory, "saved.db")
+        self.assertIn("same name", self.fails(1, "backup", saved))
+        self.assertTrue(os.path.exists(saved))
+
+    def test_repair(self) -> None:
+        raw(self.path, ALL["same name"])
+        self.assertIn("lost+found/5-twice", self.succeeds("repair"))
+        self.succeeds("check")
+        self.assertIn("nothing to repair", self.succeeds("repair"))
+
+    def test_compact(self) -> None:
+        self.golden()
+        self.succeeds("compact", "--page-size", "1024")
+        connection = sqlite3.connect(self.path)
+        self.assertEqual(connection.execute("PRAGMA page_size").fetchone(), (1024,))
+        connection.close()
+        self.assertEqual(reopened(self.path).index(), golden_tree().index())
+        self.fails(2, "compact", "--page-size", "1000")
+
+
+class LiveTests(CommandTestCase):
+    """Beside a daemon."""
+
+    def test_what_writes_is_refused(self) -> None:
+        self.golden()
+        other = os.path.join(self.directory, "other.db")
+        shutil.copy(self.path, other)
+        lock = LockFile.beside(self.path)
+        lock.try_acquire()
+        self.addCleanup(lock.release)
+        before = Path(self.path).read_bytes()
+        for command in (["repair"], ["restore", other], ["rename-node", "n1", "n4"], ["compact"]):
+            self.assertIn("in use by a daemon", self.fails(2, *command))
+        self.assertEqual(Path(self.path).read_bytes(), before)
+
+    def test_reading_and_backup_under_load(self) -> None:
+        self.golden()
+        lock = LockFile.beside(self.path)
+        lock.try_acquire()
+        self.addCleanup(lock.release)
+        store = store_at(self.path)
+        tree = store.open()
+        self.addCleanup(store.close_now)
+        stopped = threading.Event()
+
+        def load() -> None:
+            nonlocal tree
+            room = threading.Semaphore(20)
+            number = 0
+            while not stopped.is_set():
+                number += 1
+                room.acquire()
+                tree = (delta := tree.apply(Write(b"user.cfg", b"%d" % number * 500, 0, True), 1, 1).delta).tree
+                store.commit(delta, lambda outcome: room.release())
+
+        writer = threading.Thread(target=load)
+        writer.start()
+        try:
+            for number in range(5):
+                saved = os.path.join(self.directory, f"saved{number}.db")
+                self.succeeds("backup", saved)
+                self.succeeds("check", saved)
+                self.succeeds("check")
+                self.succeeds("cat", "user.cfg")
+                self.assertEqual(len(self.succeeds("dump").splitlines()), 18)
+        finally:
+            stopped.set()
+            writer.join()
+        settle(store)
+        saved = os.path.join(self.directory, "saved.db")
+        self.succeeds("backup", saved)
+        self.assertEqual(reopened(saved).index(), tree.index())
