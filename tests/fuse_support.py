@@ -197,6 +197,10 @@ def serve(place: str, address: str) -> None:
             mount.kernel_cache.changed(before, after, Delta(after, tuple(entries), tuple(deleted), True))
             mount.kernel_cache.drained(lambda: r.callFromThread(self.answer, 0))
 
+        def do_limit(self, limit: int) -> None:
+            mount.kernel_cache.max_pending = limit
+            self.answer(0)
+
         def do_clock(self, seconds: float) -> None:
             proposer.clock += seconds
             self.answer(0)

@@ -203,16 +203,9 @@ class FileSystem:
                 self._reply_attributes(request, self._attributes.of_entry(tree, entry, self._view.quorate), 0)
                 return
             # The release of a lock that has expired: it succeeds, and the directory is gone.
-            gone = Waiting(self._waiting, request, finish_without_entry)
-            self._kernel.forget_name(node_of(parent), name, lambda: gone(0))
-
-        def finish_without_entry(request: int, outcome: int) -> None:
-            if outcome < 0:
-                reply_err(request, -outcome)
-            else:
-                attributes = self._attributes.of_gone(Entry(node - 1, parent, 0, 0, 0, DT_DIR, name))
-                directory = attributes[9] & ~S_IFMT(attributes[9]) | 0o040000
-                self._reply_attributes(request, (*attributes[:9], directory, *attributes[10:]), 0)
+            self._kernel.forget_name(node_of(parent), name)
+            gone = Entry(node - 1, parent, 0, 0, 0, DT_DIR, name)
+            self._reply_attributes(request, self._attributes.of_gone(gone), 0)
 
         return finish
 
@@ -347,7 +340,7 @@ class FileSystem:
         if outdated:
             # See L{pvecfs.fuse.listing}. Another thread does it, since dropping pages can wait for a page's lock.
             waiting = Waiting(self._waiting, request, lambda request, _: reply_buf(request, b"", 0))
-            self._kernel.forget_content(node, lambda: waiting(0))
+            self._kernel.forget_listing(node, lambda: waiting(0))
         else:
             reply_buf(request, chunk, len(chunk))
 
@@ -495,7 +488,7 @@ class FileSystem:
 
             def finish(request: int, outcome: int) -> None:
                 self._finish_write(request, outcome)
-                self._kernel.forget_content(node, _nothing)
+                self._kernel.forget_content(node)
 
         if offset + size > MAX_FILE_BYTES:
             reply_err(request, EFBIG)
@@ -576,10 +569,6 @@ class FileSystem:
 
     def _ioctl(self, request: int, *_: object) -> None:
         reply_err(request, ENOTTY)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:

@@ -8,6 +8,10 @@ holds up no other: work is collected by node, and each of a few threads (lanes) 
 
 Attributes need no lock at all. Losing quorum changes them all, which has a thread of its own.
 
+No answer to a request may wait for a lane: its sender can hold the very lock that all lanes wait for. (A listing holds
+its directory's lock.) The one answer that has to wait for the kernel, to drop a listing, has a thread of its own too;
+dropping that waits for nobody's answer.
+
 An answer to a first lookup may be on its way while a change is told of: the kernel does not know the node yet, then
 learns its old attributes. It holds the directory's lock until it has, so where a node is unknown we wait for that
 lock (by dropping a name that nobody uses) and tell again.
@@ -16,9 +20,10 @@ lock (by dropping a name that nobody uses) and tell again.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from errno import EINVAL, ENODEV, ENOENT
-from threading import Condition
+from threading import Condition, Lock
 from typing import TYPE_CHECKING
 
 from zope.interface import implementer
@@ -76,7 +81,7 @@ class _Work:
 class _Countdown:
     """Calls C{done} when it was called C{count} times."""
 
-    def __init__(self, lock: Condition, count: int, done: Then) -> None:
+    def __init__(self, lock: Lock, count: int, done: Then) -> None:
         self._lock = lock
         self._count = count
         self._done = done
@@ -96,6 +101,8 @@ class KernelCache:
     Its methods may be called on any thread and never block; before L{attach} and after L{stop} they do nothing (and
     call what is to be called then at once).
 
+    @ivar max_pending: how many names and nodes may wait.
+
     @param view: the published tree.
     @param graves: gets the deleted files.
     """
@@ -103,41 +110,48 @@ class KernelCache:
     def __init__(self, view: INodeView, graves: Graves, max_pending: int = MAX_PENDING) -> None:
         self._view = view
         self._graves = graves
-        self._max_pending = max_pending
+        self.max_pending = max_pending
         self._session = 0
         self._epochs = False
         self._prepared = False
         # Guards all below; held for a few instructions, and never while the kernel is told something.
-        self._changed = Condition()
+        self._lock = Lock()
+        self._work_came = Condition(self._lock)
+        self._modes_came = Condition(self._lock)
+        self._listing_came = Condition(self._lock)
         self._pending: dict[int, _Work] = {}
         self._busy: dict[int, _Work] = {}
         self._names = 0
+        self._listings: deque[tuple[int, Then]] = deque()
         self._modes: _Work | None = None
         self._busy_modes: _Work | None = None
         self._running = False
 
     def attach(self, session: int) -> None:
-        """Begin: C{session} is mounted. Before the threads that run L{run_lane} and L{run_modes} are started."""
+        """Begin: C{session} is mounted. Before the threads are started: L{LANES} that run L{run_lane}, one each for
+        L{run_modes} and L{run_listings}."""
         self._session = session
         self._running = True
 
     def stop(self) -> None:
         """End the threads, when they are done with what they do at this moment. What waits is dropped."""
-        with self._changed:
+        with self._lock:
             self._running = False
             left = list(self._pending.values()) + ([self._modes] if self._modes else [])
+            then = [call for work in left for call in work.then] + [call for _, call in self._listings]
             self._pending.clear()
+            self._listings.clear()
             self._modes = None
-            self._changed.notify_all()
-        for work in left:
-            _call_all(work.then)
+            for came in (self._work_came, self._modes_came, self._listing_came):
+                came.notify_all()
+        _call_all(then)
 
     # What has changed
 
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
         if not self._running:
             return
-        with self._changed:
+        with self._lock:
             for entry in delta.stored:
                 self._stored(before.entry(entry.inode), entry, after, delta.synchronised)
             for inode in delta.deleted:
@@ -146,9 +160,9 @@ class KernelCache:
                     self._name(entry_before.parent, entry_before.name)
                     if entry_before.type != DT_DIR:
                         self._graves.bury(entry_before)
-            if self._names + len(self._pending) > self._max_pending:
+            if self._names + len(self._pending) > self.max_pending:
                 self._take_back_everything()
-            self._changed.notify(LANES)
+            self._work_came.notify(LANES)
 
     def _stored(self, old: Entry | None, entry: Entry, after: Tree, synchronised: bool) -> None:
         node = node_of(entry.inode)
@@ -183,46 +197,47 @@ class KernelCache:
     def modes_changed(self) -> None:
         if not self._running:
             return
-        with self._changed:
+        with self._lock:
             if self._modes is None:
                 self._modes = _Work()
-            self._changed.notify_all()
+            self._modes_came.notify()
 
     def attributes_changed(self, node: int) -> None:
         """Tell now that the attributes of C{node} have changed; needs no lock of the kernel, so it never waits."""
         if self._running:
             lowlevel.notify_inode(self._session, node, -1, 0)
 
-    def forget_content(self, node: int, then: Then) -> None:
-        """Take back the pages of C{node}, or the listing, and call C{then} on some thread."""
-        with self._changed:
-            running = self._running
-            if running:
-                work = self._work(node)
-                work.data = True
-                work.then.append(then)
-                self._changed.notify()
-        if not running:
-            then()
+    def forget_content(self, node: int) -> None:
+        """Take back the pages of C{node}."""
+        if self._running:
+            with self._lock:
+                self._work(node).data = True
+                self._work_came.notify()
 
-    def forget_name(self, parent: int, name: bytes, then: Then) -> None:
-        """Take back C{name} in the directory of node C{parent}, and call C{then} on some thread."""
-        with self._changed:
+    def forget_name(self, parent: int, name: bytes) -> None:
+        """Take back C{name} in the directory of node C{parent}."""
+        if self._running:
+            with self._lock:
+                self._name(parent - 1, name)
+                self._work_came.notify()
+
+    def forget_listing(self, node: int, then: Then) -> None:
+        """Take back the listing of C{node}, before what waits for lanes, and call C{then} on some thread."""
+        with self._lock:
             running = self._running
             if running:
-                self._name(parent - 1, name)
-                self._work(parent).then.append(then)
-                self._changed.notify()
+                self._listings.append((node, then))
+                self._listing_came.notify()
         if not running:
             then()
 
     def drained(self, then: Then) -> None:
         """Call C{then}, on some thread, as soon as the kernel was told of all that this object was told before."""
-        with self._changed:
+        with self._lock:
             unfinished = [*self._pending.values(), *self._busy.values()]
             unfinished += [work for work in (self._modes, self._busy_modes) if work is not None]
             if unfinished:
-                countdown = _Countdown(self._changed, len(unfinished), then)
+                countdown = _Countdown(self._lock, len(unfinished), then)
                 for work in unfinished:
                     work.then.append(countdown)
         if not unfinished:
@@ -270,41 +285,55 @@ class KernelCache:
     def run_lane(self) -> None:
         """Tell the kernel what waits, until L{stop}; on a thread of its own, several of them at once."""
         while True:
-            with self._changed:
+            with self._lock:
                 while (taken := self._take() if self._running else None) is None:
                     if not self._running:
                         return
-                    self._changed.wait()
+                    self._work_came.wait()
             node, work = taken
             try:
                 self._perform(node, work)
             except Exception:
                 _log.failure("could not tell the kernel of a change")
-            with self._changed:
+            with self._lock:
                 del self._busy[node]
                 if node in self._pending:
-                    self._changed.notify()
+                    self._work_came.notify()
                 then = work.then  # under the lock, since drained() appends
             _call_all(then)
 
     def run_modes(self) -> None:
         """Tell the kernel of changed modes, until L{stop}; on a thread of its own."""
         while True:
-            with self._changed:
+            with self._lock:
                 while self._modes is None:
                     if not self._running:
                         return
-                    self._changed.wait()
+                    self._modes_came.wait()
                 work = self._busy_modes = self._modes
                 self._modes = None
             try:
                 self._perform_modes(work)
             except Exception:
                 _log.failure("could not tell the kernel of changed modes")
-            with self._changed:
+            with self._lock:
                 self._busy_modes = None
                 then = work.then
             _call_all(then)
+
+    def run_listings(self) -> None:
+        """Take listings back for answers that wait for it, until L{stop}; on a thread of its own."""
+        while True:
+            with self._lock:
+                while not self._listings:
+                    if not self._running:
+                        return
+                    self._listing_came.wait()
+                node, then = self._listings.popleft()
+            try:
+                self._inode(node, 0)
+            finally:
+                _call_all([then])
 
     def _prepare(self) -> None:
         """Find out what the kernel knows. When it has asked something, so that the session is initialised."""
@@ -352,17 +381,17 @@ class KernelCache:
         tree = self._view.tree
         self._attributes(entry.inode for entry in tree.entries())
         # Once more for what is being looked up at this moment. It can wait for locks, so it is the lanes' work.
-        with self._changed:
+        with self._lock:
             if not self._running:
                 return
             directories = [entry.inode for entry in tree.entries() if entry.type == DT_DIR]
-            countdown = _Countdown(self._changed, len(directories), _ThenAll(work.then))
+            countdown = _Countdown(self._lock, len(directories), _ThenAll(work.then))
             for inode in directories:
                 again = self._work(node_of(inode))
                 again.children = True
                 again.then.append(countdown)
             work.then = []
-            self._changed.notify(LANES)
+            self._work_came.notify(LANES)
 
     def _attributes(self, inodes: Iterable[int]) -> None:
         for inode in inodes:

@@ -137,13 +137,13 @@ class FuseMount(Service):
         return session
 
     def _start_threads(self, session: int) -> None:
-        count = self._threads + LANES + 1
+        cache = self.kernel_cache
+        tells = [cache.run_lane] * LANES + [cache.run_modes, cache.run_listings]
+        count = self._threads + len(tells)
         self._pool = pool = _Threads(count, count, "fuse")
         pool.start()
-        cache = self.kernel_cache
         loops = [deferToThreadPool(self._reactor, pool, lowlevel.session_loop, session) for _ in range(self._threads)]
-        workers = [deferToThreadPool(self._reactor, pool, cache.run_lane) for _ in range(LANES)]
-        workers.append(deferToThreadPool(self._reactor, pool, cache.run_modes))
+        workers = [deferToThreadPool(self._reactor, pool, tell) for tell in tells]
         for loop in loops:
             loop.addBoth(self._loop_ended)
         self._ends = DeferredList([*loops, *workers], consumeErrors=True)

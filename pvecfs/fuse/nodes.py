@@ -81,8 +81,9 @@ class Attributes:
         return self._make(node, size, entry.mtime, mode, links)
 
     def of_gone(self, entry: Entry) -> tuple[int, ...]:
-        """A file that is held open only: it has no name any more."""
-        return self._make(entry.inode + 1, len(entry.data), entry.mtime, S_IFREG | 0o600, 0)
+        """What is held open only: it has no name any more."""
+        mode = S_IFDIR | 0o700 if entry.type == DT_DIR else S_IFREG | 0o600
+        return self._make(entry.inode + 1, len(entry.data), entry.mtime, mode, 0)
 
     def of_link(self, link: int, target: bytes, quorate: bool) -> tuple[int, ...]:
         return self._make(link, len(target), 0, S_IFLNK | (0o755 if quorate else 0o555), 1)
