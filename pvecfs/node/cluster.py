@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from errno import EACCES, EBUSY, EINVAL, EIO
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import LogLevel
 from zope.interface import implementer
 
@@ -53,11 +53,17 @@ from pvecfs.tree.tree import Tree
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
-    class ClusterReactor(IReactorFromThreads, IReactorTime):
-        """What these services want of a reactor."""
-
 
 _log = logger("cluster")
+
+
+class ClusterReactor(Protocol):
+    """What the proposer wants of a reactor."""
+
+    def callFromThread(self, callable: Callable[..., object], *args: object) -> None: ...
+
+    def callLater(self, delay: float, callable: Callable[..., object]) -> IDelayedCall: ...
+
 
 JOIN_INTERVAL = 5.0
 """Seconds between two attempts to join."""
@@ -94,7 +100,7 @@ class _Unsent(NamedTuple):
     """A message that corosync did not take yet.
 
     @ivar number: of a NORMAL message that someone waits for; else 0.
-    @ivar since: when it was first offered, seconds of the reactor's clock.
+    @ivar since: when it was first offered, monotonic seconds.
     @ivar failed: called when it will not be sent any more.
     """
 
@@ -203,6 +209,11 @@ class GroupService(Service):
         """How we stand to the group."""
         return self._standing
 
+    def monotonic(self) -> float:
+        """Seconds of the clock that never jumps: deadlines are told by it. (A reactor's own clock may jump; a delayed
+        call that comes too early for that reason finds nothing to do.)"""
+        return self._clock().monotonic
+
     def send(self, subtype: int, payload: bytes, failed: Callable[[], None] | None = None) -> int:
         """Multicast a NORMAL message, behind all that was asked for before it.
 
@@ -294,10 +305,10 @@ class GroupService(Service):
         if self._suspended or not self.running:
             return
         self._cancel(self._attempt)
-        self._attempt = self._reactor.callLater(max(0.0, self._not_before - self._reactor.seconds()), self._join)
+        self._attempt = self._reactor.callLater(max(0.0, self._not_before - self.monotonic()), self._join)
 
     def _join(self) -> None:
-        self._not_before = self._reactor.seconds() + self._join_interval
+        self._not_before = self.monotonic() + self._join_interval
         self._inside = None
         standing, self._standing = self._standing, Standing.JOINED
         if standing is Standing.CLOSED:
@@ -313,7 +324,7 @@ class GroupService(Service):
 
     def _leave(self, delay: float) -> None:
         self._unsent.clear()
-        self._not_before = max(self._not_before, self._reactor.seconds() + delay)
+        self._not_before = max(self._not_before, self.monotonic() + delay)
         if self._standing is not Standing.JOINED:
             return
         if self._inside is False:  # told so before we asked for it
@@ -355,18 +366,18 @@ class GroupService(Service):
                 self._connection.multicast(multicast.message)
                 return
             except TryAgain:
-                self._last_sent = self._reactor.seconds()
+                self._last_sent = self.monotonic()
                 self._flush_later = self._reactor.callLater(SEND_INTERVAL, self._flush)
             except CorosyncUnavailable as error:
                 self._abandon(error)
                 return
-        self._unsent.append(_Unsent(multicast, number, self._reactor.seconds(), failed))
+        self._unsent.append(_Unsent(multicast, number, self.monotonic(), failed))
 
     def _flush(self) -> None:
         """Offer corosync what it did not take, in order."""
         while self._unsent and self._standing is Standing.JOINED:
             unsent = self._unsent[0]
-            now = self._reactor.seconds()
+            now = self.monotonic()
             try:
                 self._connection.multicast(unsent.multicast.message)
             except TryAgain as error:
@@ -409,6 +420,7 @@ class GroupService(Service):
                     _log.failure("the group's data cannot be trusted any more")
                     if self.machine.halted:
                         self._inputs.clear()
+                        self._end()
                     else:
                         self._inputs.appendleft(lambda now: self.machine.fail("an error in this program, see above"))
         finally:
@@ -515,7 +527,7 @@ class ClusterProposer:
         if refusal:
             acknowledge(-refusal)
             return
-        proposal = _Proposal(change, acknowledge, by_mount, self._reactor.seconds() + self._operation_timeout)
+        proposal = _Proposal(change, acknowledge, by_mount, self._service.monotonic() + self._operation_timeout)
         if self._service.machine.mode is Mode.SYNCED and not self._held:
             self._submit(proposal)
         else:
@@ -581,7 +593,7 @@ class ClusterProposer:
     def _expired(self) -> None:
         """Deadlines are in order: all operations have the same time."""
         self._expiry = None
-        now = self._reactor.seconds()
+        now = self._service.monotonic()
         while self._held and self._held[0].deadline <= now:
             # Never sent, so it will not happen: no need for "outcome unknown".
             self._held.popleft().acknowledge(-EBUSY)
