@@ -70,7 +70,7 @@ chaos: needs
 	$(VENV)/python -m tests.chaos --minutes $(MINUTES)
 
 bench: needs
-	$(VENV)/python -m tests.bench
+	$(VENV)/python -m benchmarks.store
 
 clean:
 	rm -rf build dist debian/.debhelper debian/pvecfs debian/*.substvars debian/*.debhelper* debian/files debian/debhelper-build-stamp

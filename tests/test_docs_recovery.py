@@ -271,14 +271,19 @@ class RecoveryTests(unittest.TestCase):
         self.assertEqual(self.lost_and_found(place), [b"precious"])
         place.run("mkdir -p /etc/pve/nodes/alpha/qemu-server && echo a >/etc/pve/qemu-server/100.conf")
 
-    def test_backup_of_running_node(self) -> None:
-        """The copy of a running node passes check."""
+    def test_backup_and_restore(self) -> None:
+        """The copy of a node that is being written to passes check, and starts when it is restored."""
         place = self.place("alpha")
-        place.run("systemctl start pvecfs; echo a >/etc/pve/f")
+        place.run(
+            """
+            systemctl start pvecfs
+            echo a >/etc/pve/f
+            (for i in {1..2000}; do echo $i >/etc/pve/f$((i % 50)); done) >/dev/null 2>&1 &
+            """
+        )
         self.follow(place, "Backups")
-        with sqlite3.connect(place.root_home / "config.db.backup") as db:
-            self.assertEqual(db.execute("SELECT data FROM tree WHERE name = 'f'").fetchall(), [(b"a\n",)])
-        db.close()
+        place.run("pvecfs-db check /root/config.db.backup")
+        self.assertEqual((place.mount / "f").read_text(), "a\n")
 
 
 class DocumentTests(unittest.TestCase):

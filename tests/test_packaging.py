@@ -85,6 +85,21 @@ class PluginTests(unittest.TestCase):
         unknown = described - {name.rstrip("=") for name in options.longOpt}
         self.assertEqual(unknown, set())
 
+    def test_manual_page_of_the_tool(self) -> None:
+        """The tool's manual page describes each command that exists, with its options, and none other."""
+        from pvecfs.cli import main
+
+        text = (ROOT / "docs/man/pvecfs-db.md").read_text().partition("## Commands")[2].partition("## Exit")[0]
+        described = {
+            row[0]: set(re.findall(r"\*\*(--[a-z-]+)\*\*", row[1]))
+            for row in re.findall(r"^\*\*([a-z-]+)\*\*(.*)\n: ", text, re.M)
+        }
+        existing = {
+            name: {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
+            for name, command in main.commands.items()
+        }
+        self.assertEqual(described, existing)
+
 
 # Each gives a unit a mount namespace of its own (systemd.exec(5)): no other process would see the mount.
 MOUNT_NAMESPACE = {
