@@ -258,10 +258,18 @@ class LabNode:
         self.pvecfs.wait(10)
 
     def mounted(self) -> bool:
-        """Whether a FUSE file system is mounted on the node's /etc/pve."""
+        """Whether a FUSE file system is mounted on the node's /etc/pve, and served."""
         assert self.anchor is not None
         mounts = Path(f"/proc/{self.anchor.pid}/mounts").read_text()
-        return any(line.split()[1] == "/etc/pve" and line.split()[2].startswith("fuse") for line in mounts.splitlines())
+        if not any(
+            line.split()[1] == "/etc/pve" and line.split()[2].startswith("fuse") for line in mounts.splitlines()
+        ):
+            return False
+        try:
+            self.mount.stat()
+        except OSError:
+            return False  # ENOTCONN: left behind by a daemon that was killed
+        return True
 
 
 class Lab:

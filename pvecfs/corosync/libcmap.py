@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+import threading
 from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_size_t, c_uint64, c_void_p
 
@@ -62,6 +63,7 @@ class LibCmap:
         self._fd_get = prototype(immediate, "cmap_fd_get", handle, pointer(c_int))
         self._dispatch = prototype(immediate, "cmap_dispatch", handle, c_int)
         self._events: dict[int, list[bytes]] = {}
+        self._initializing = threading.Lock()
         self._notify = NotifyFunction(self._notified)
 
     def _notified(
@@ -72,7 +74,9 @@ class LibCmap:
     def initialize(self) -> int:
         """@return: a handle, to be given to L{finalize}."""
         handle = c_uint64()
-        check(self._initialize(ctypes.byref(handle)), "cmap_initialize")
+        with self._initializing:
+            code = self._initialize(ctypes.byref(handle))
+        check(code, "cmap_initialize")
         self._events[handle.value] = []
         return handle.value
 

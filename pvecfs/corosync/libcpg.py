@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from typing import NamedTuple
 
@@ -118,6 +119,8 @@ class LibCpg:
         self._fd_get = prototype(immediate, "cpg_fd_get", handle, pointer(c_int))
         self._dispatch = prototype(immediate, "cpg_dispatch", handle, c_int)
         self._events: dict[int, list[Event]] = {}
+        # The library makes its table of handles, and the table's lock, in the first call, without a lock.
+        self._initializing = threading.Lock()
         self._callbacks = Callbacks(DeliverFunction(self._delivered), ConfigurationFunction(self._changed))
 
     def _delivered(self, handle: int, name: object, node: int, pid: int, message: int | None, length: int) -> None:
@@ -137,7 +140,9 @@ class LibCpg:
     def initialize(self) -> int:
         """@return: a handle, to be given to L{finalize}."""
         handle = c_uint64()
-        check(self._initialize(ctypes.byref(handle), ctypes.byref(self._callbacks)), "cpg_initialize")
+        with self._initializing:
+            code = self._initialize(ctypes.byref(handle), ctypes.byref(self._callbacks))
+        check(code, "cpg_initialize")
         self._events[handle.value] = []
         return handle.value
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from ctypes import POINTER, c_int, c_uint, c_uint32, c_uint64
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ class LibQuorum:
         self._fd_get = prototype(immediate, "quorum_fd_get", handle, pointer(c_int))
         self._dispatch = prototype(immediate, "quorum_dispatch", handle, c_int)
         self._events: dict[int, list[QuorumChanged]] = {}
+        self._initializing = threading.Lock()
         self._callbacks = Callbacks(NotifyFunction(self._notified))
 
     def _notified(self, handle: int, quorate: int, ring: int, count: int, view: Any) -> None:
@@ -66,7 +68,8 @@ class LibQuorum:
     def initialize(self) -> int:
         """@return: a handle, to be given to L{finalize}."""
         handle, kind = c_uint64(), c_uint32()
-        code = self._initialize(ctypes.byref(handle), ctypes.byref(self._callbacks), ctypes.byref(kind))
+        with self._initializing:
+            code = self._initialize(ctypes.byref(handle), ctypes.byref(self._callbacks), ctypes.byref(kind))
         check(code, "quorum_initialize")
         if kind.value != QUORUM_SET:
             self._finalize(handle)

@@ -186,13 +186,17 @@ class Session:
 
         @raise CorosyncUnavailable: it failed, or the session was closed meanwhile.
         """
-        delay = 0.002
+        delay, waited, said = 0.002, 0.0, False
         while not self._closing.is_set():
             try:
                 return call()
-            except TryAgain:
+            except TryAgain as again:
                 self._closing.wait(delay)
+                waited += delay
                 delay = min(2 * delay, 0.1)
+                if waited > PATIENCE and not said:
+                    said = True
+                    self.log.info("{name}: waiting for corosync: {again}", name=self._name, again=str(again))
         raise CorosyncUnavailable(f"{self._name}: closed")
 
     def request(self, call: Callable[[], T], done: Callable[[T], None] = lambda result: None, weight: int = 0) -> None:
