@@ -195,7 +195,7 @@ class ExchangeTests(CommandTestCase):
         for number in range(4):
             Path(source, str(number)).write_bytes(bytes(400_000))
         self.assertIn("would hold more", self.fails(2, "import", "--max-size", "1", source))
-        self.assertIn("would hold more", self.fails(2, "import", "--max-entries", "3", source))
+        self.assertIn("3 entries", self.fails(2, "import", "--max-entries", "3", source))
         self.assertFalse(os.path.exists(self.path))
         self.succeeds("import", source)
 

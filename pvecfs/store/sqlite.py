@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from errno import EINVAL, EIO
 from queue import Empty, SimpleQueue
 from threading import Thread, current_thread
@@ -47,8 +47,15 @@ QUIET_LOG = 1024 * 1024
 IDLE = 60.0
 """Seconds without a commit after which any log is checkpointed."""
 
-BUSY_LOG = 8 * 1024 * 1024
-"""Bytes of log after which it is checkpointed between two transactions, however busy the store is."""
+BUSY_LOG = 32 * 1024 * 1024
+"""Bytes of log after which it is checkpointed however busy the store is: copied by another thread while commits go
+on, and what came meanwhile between two commits. The longer the log, the fewer pages are copied that change again."""
+
+FULL_LOG = 64 * 1024 * 1024
+"""Bytes of log after which commits wait for the checkpoint: the disk does not keep up."""
+
+KEPT_LOG = 8 * 1024 * 1024
+"""Bytes that the log's file keeps when it begins anew. Space that is there already is faster to write to."""
 
 _Task = Callable[[], None]
 _Commit = tuple[Delta, Settled]
@@ -96,6 +103,7 @@ class SqliteStore:
         self._broken: StoreError | None = None
         self._log_bytes = 0  # an upper estimate: SQLite does not tell without being asked
         self._checkpoint_at = BUSY_LOG
+        self._copier: Thread | None = None
 
     # Reactor thread
 
@@ -279,7 +287,7 @@ class SqliteStore:
         for _, settled in commits:
             _tell(settled, outcome)
         if self._log_bytes >= self._checkpoint_at and self._broken is None:
-            self._checkpoint()
+            self._relieve()
 
     def _failed(self, error: Exception) -> StoreError:
         """Undo a transaction that failed."""
@@ -328,6 +336,36 @@ class SqliteStore:
         # Each row touches a page, some of the tree above it and of the list of free pages, and what its data fill.
         self._log_bytes += written + written // 16 + (count * 3 + 2) * (self._page_size + 24)
 
+    def _relieve(self) -> None:
+        """The log is long, and there was no quiet moment to checkpoint it."""
+        if self._log_bytes >= self._checkpoint_at + FULL_LOG - BUSY_LOG:
+            self._await_copier()
+            self._checkpoint()
+        elif self._copier is None:
+            self._copier = Thread(target=self._copy_log, name="pvecfs-checkpoint", daemon=True)
+            self._copier.start()
+
+    def _copy_log(self) -> None:
+        """Copy the log as it is now into the database. On a thread of its own: it waits for the disk."""
+        try:
+            with closing(self._connect(rows.uri(self.path, "rw"))) as connection:
+                connection.execute("PRAGMA synchronous=NORMAL").fetchall()
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
+        self._queue.put(self._copied)
+
+    def _copied(self) -> None:
+        """Most of the log is copied. Copy the rest, so that the log can begin anew."""
+        if self._copier is not None:
+            self._await_copier()
+            self._checkpoint(restart=True)
+
+    def _await_copier(self) -> None:
+        if self._copier is not None:
+            self._copier.join()
+            self._copier = None
+
     def _checkpoint(self, restart: bool = False) -> None:
         """Copy the log into the database and have the disk hold it; the log's file is then used from its start.
 
@@ -360,6 +398,7 @@ class SqliteStore:
         connection.execute("COMMIT")
 
     def _close(self) -> None:
+        self._await_copier()
         connection, self._connection = self._connection, None
         if self._log_fd >= 0:
             os.close(self._log_fd)
@@ -407,7 +446,10 @@ class SqliteStore:
         return tree
 
     def _open(self) -> sqlite3.Connection:
-        """Open the database for writing."""
+        """Open the database for writing.
+
+        As long as it is, nothing else in this process may open the file: closing it would drop SQLite's locks.
+        """
         connection = self._connect(rows.uri(self.path, "rw"))
         self._connection = connection
         if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
@@ -415,7 +457,7 @@ class SqliteStore:
         for pragma in (
             f"synchronous={SYNCHRONOUS[self._durability]}",
             "wal_autocheckpoint=0",
-            f"journal_size_limit={BUSY_LOG}",
+            f"journal_size_limit={KEPT_LOG}",
             # Debian's SQLite overwrites freed pages with zeros, which doubles what a large write costs; FAST does it
             # only where the page is written anyway.
             "secure_delete=FAST",
@@ -433,6 +475,7 @@ class SqliteStore:
 
     def _recover(self, tree: Tree) -> None:
         """Open the database anew and write what differs from C{tree}."""
+        self._await_copier()
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.close()
