@@ -171,6 +171,8 @@ class NodeService(Service):
 
     def _start(self) -> None:
         options, undo = self._options, self._undo
+        # Twisted counts delays by the wall clock; one that is set back would stretch every deadline.
+        self._reactor.seconds = time.monotonic
         sys.setswitchinterval(SWITCH_INTERVAL)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         set_verbose(bool(options["debug"]))

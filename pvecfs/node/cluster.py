@@ -172,7 +172,7 @@ class GroupService(Service):
         super().stopService()  # type: ignore[no-untyped-call]  # Twisted has no annotations there
         was = self._standing
         self._cancel(self._attempt)
-        self._input(lambda now: self.machine.connection_lost("stopping", now))
+        self._input(self.machine.stopped)
         if was is Standing.JOINED and self._inside:
             stopped: Deferred[None] = Deferred()
             self._stopped = stopped
@@ -292,7 +292,7 @@ class GroupService(Service):
         self._cancel(self._leave_timeout)
         said, self._lost_said = self._lost_said, True
         if said:
-            _log.debug("still no connection to the group: {reason}", reason=reason)
+            _log.debug("{group}: still no connection: {reason}", group=self.machine.group_name, reason=reason)
             self._schedule()
             return
         self._schedule()
@@ -437,7 +437,8 @@ class GroupService(Service):
             self._multicast(effect)
         elif kind is Log:
             assert isinstance(effect, Log)
-            _log.emit(LogLevel.levelWithName(effect.level.value), "{text}", text=effect.text)
+            level = LogLevel.levelWithName(effect.level.value)
+            _log.emit(level, "{group}: {text}", group=self.machine.group_name, text=effect.text)
         elif kind is Leave:
             assert isinstance(effect, Leave)
             self._leave(effect.delay)

@@ -125,6 +125,11 @@ class GroupMachine:
     # -- what a service may ask
 
     @property
+    def group_name(self) -> str:
+        """The group's name."""
+        return self._application.group_name
+
+    @property
     def joined(self) -> bool:
         """Whether we are a member that may send."""
         return self.mode in _JOINED
@@ -169,6 +174,13 @@ class GroupMachine:
         self._enter(Mode.START)
         self._forget_membership()
         return [Log(Level.WARN, f"lost the connection to the group: {reason}"), FailWaiting(errno.EBUSY)]
+
+    def stopped(self, now: Instant) -> list[Effect]:
+        """The service stops, in order."""
+        if not self.halted:
+            self._enter(Mode.START)
+            self._forget_membership()
+        return [FailWaiting(errno.EBUSY)]
 
     def quorum_changed(self, node_ids: Iterable[int]) -> None:
         """Quorum's membership is C{node_ids} now; only used to say whom a synchronisation waits for."""
@@ -389,9 +401,11 @@ class GroupMachine:
         self._extend(out, self._application.membership_changed(members, left, joined, now), now)
 
     def _become_synced(self, text: str, now: Instant, out: list[Effect]) -> None:
+        changed = self.mode is not Mode.SYNCED  # a member that is left alone may have been synced before
         self._enter(Mode.SYNCED)
         out.append(Log(Level.INFO, text))
-        self._extend(out, self._application.became_synced(now), now)
+        if changed:
+            self._extend(out, self._application.became_synced(now), now)
 
     def _give_up(self, out: list[Effect]) -> None:
         missing = []
