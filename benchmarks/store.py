@@ -4,9 +4,10 @@ usage: python benchmarks/store.py [--directory /var/tmp] [--json] [--files 300] 
 
 I{op} is the mean time of an operation, which is one to three changes. The others are of one change: I{commit} what
 SQLite takes on the store's thread, I{round trip} from the call on one thread to C{settled} having woken it again
-(both medians), I{p99} of the round trips. Bytes are C{write_bytes} of /proc/self/io: newly dirtied pages of the page cache, the log's
-and, when it is checkpointed, the database's. The directory must be on a disk, not a tmpfs. Limits are half of
-the reference's figures (a quarter for 1 MiB). The changes are those that a mount makes of the calls named.
+(both medians), I{p99} of the round trips. Bytes are C{write_bytes} of /proc/self/io: newly dirtied pages of the
+page cache, the log's and, when it is checkpointed, the database's. The directory must be on a disk, not a tmpfs.
+Limits are half of the reference's figures (a quarter for 1 MiB). The changes are
+those that a mount makes of the calls named.
 """
 
 from __future__ import annotations
