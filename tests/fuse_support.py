@@ -7,9 +7,11 @@ lines on a socket, names in them are written as latin-1 text.
 from __future__ import annotations
 
 import errno
+import faulthandler
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -124,11 +126,16 @@ def serve(place: str, address: str) -> None:
 
     from pvecfs.fuse.mount import FuseMount, MountFailed
 
+    faulthandler.register(signal.SIGUSR1)  # the threads' stacks to standard error, for whoever debugs
     log.startLogging(sys.stderr, setStdout=False)
     sys.setswitchinterval(0.0005)
     r: Any = reactor
     view = MemoryView(Tree.new(int(time.time())))
     proposer = MemoryProposer(view)
+    if user := os.environ.get("FUSE_TEST_USER"):  # now, since another user might not be able to run this Python
+        os.setgroups([])
+        os.setgid(int(user))
+        os.setuid(int(user))
     root = os.geteuid() == 0
     mount = FuseMount(
         r,
@@ -253,11 +260,12 @@ class MountedNode:
         self.process: subprocess.Popen[str] | None = None
         self._socket: socket.socket | None = None
 
-    def launch(self) -> str:
-        """Start the daemon; returns the line it says first."""
+    def launch(self, **environment: str) -> str:
+        """Start the daemon, with these variables; returns the line it says first."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuse_support", self.path, self._address],
             cwd=ROOT,
+            env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -256,7 +256,7 @@ def _libfuse_said(level: int, text: bytes, arguments: int) -> None:
 
 
 def _reason() -> str:
-    return "; ".join(_messages).replace("fuse: ", "") or "libfuse does not say why"
+    return "; ".join(message.removeprefix("fuse: ") for message in _messages) or "libfuse does not say why"
 
 
 _log_function = lowlevel.LogFunction(_libfuse_said)

@@ -83,6 +83,8 @@ def prepare(mountpoint: str) -> None:
         raise MountFailed(mountpoint, f"{failure.filename or mountpoint}: {failure.strerror}") from None
     if not os.path.exists("/dev/fuse"):
         raise MountFailed(mountpoint, "there is no /dev/fuse (is the kernel module fuse loaded?)")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise MountFailed(mountpoint, "no permission for /dev/fuse")
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise MountFailed(mountpoint, "fusermount3 is not installed (package fuse3); only root can mount without it")
 

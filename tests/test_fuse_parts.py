@@ -1,0 +1,396 @@
+"""The parts of the mount that need no kernel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from twisted.trial import unittest
+from zope.interface.verify import verifyObject
+
+from pvecfs.fuse import invalidation, lowlevel, mountpoint, requests
+from pvecfs.fuse.documents import MAX_FROZEN, FrozenDocuments
+from pvecfs.fuse.graves import MAX_GRAVES, Graves
+from pvecfs.fuse.invalidation import KernelCache
+from pvecfs.fuse.listing import CURSOR_BITS, ListingCache
+from pvecfs.fuse.lowlevel import DIRENT
+from pvecfs.fuse.nodes import DOCUMENTS, LINKS, Attributes, node_of
+from pvecfs.fuse.requests import Waiting
+from pvecfs.interfaces import IKernelCache, INodeView, IProposer
+from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
+from pvecfs.tree.entry import DT_REG, Entry
+from pvecfs.tree.tree import Applied, Tree
+from tests.fuse_support import MemoryProposer, MemoryView
+
+
+def tree_of(*changes: Change) -> Tree:
+    tree = Tree.new(1)
+    for change in changes:
+        tree = tree.apply(change, 0, 2).tree
+    return tree
+
+
+class InterfaceTests(unittest.SynchronousTestCase):
+    def test_implementers(self) -> None:
+        view = MemoryView(Tree.new(1))
+        verifyObject(INodeView, view)
+        verifyObject(IProposer, MemoryProposer(view))
+        verifyObject(IKernelCache, KernelCache(view, Graves()))
+
+
+class DocumentTests(unittest.SynchronousTestCase):
+    """Contents of special files, each with its own node."""
+
+    def setUp(self) -> None:
+        self.content = b"one"
+        self.documents = FrozenDocuments(lambda name: self.content)
+
+    def test_same_content_same_node(self) -> None:
+        node, size = self.documents.look_up(b".version")
+        self.assertEqual(size, 3)
+        self.content = bytes(bytearray(b"one"))
+        self.assertEqual(self.documents.look_up(b".version"), (node, 3))
+        self.assertNotEqual(self.documents.look_up(b".members")[0], node)
+
+    def test_each_content_stays_while_it_is_known(self) -> None:
+        first, _ = self.documents.look_up(b".version")
+        self.documents.look_up(b".version")
+        self.content = b"three"
+        second, _ = self.documents.look_up(b".version")
+        self.assertNotEqual(first, second)
+        self.assertEqual((self.documents.content(first), self.documents.content(second)), (b"one", b"three"))
+        self.documents.forget(first, 1)
+        self.assertEqual(self.documents.content(first), b"one")
+        self.documents.forget(first, 1)
+        self.assertIsNone(self.documents.content(first))
+        self.documents.forget(second, 1)
+        self.assertEqual(self.documents.look_up(b".version")[0], second)
+        self.assertEqual(len(self.documents), 1)
+
+    def test_unknown_nodes(self) -> None:
+        self.documents.forget(99, 1)
+        self.assertIsNone(self.documents.content(99))
+        self.assertIsNone(self.documents.name(99))
+
+    def test_bound(self) -> None:
+        nodes = []
+        for number in range(MAX_FROZEN + 10):
+            self.content = b"%d" % number
+            nodes.append(self.documents.look_up(b".version")[0])
+        self.assertEqual(len(self.documents), MAX_FROZEN)
+        self.assertIsNone(self.documents.content(nodes[0]))
+        self.assertEqual(self.documents.content(nodes[-1]), self.content)
+
+
+class GraveTests(unittest.SynchronousTestCase):
+    def test_bounds(self) -> None:
+        graves = Graves()
+        for inode in range(1, MAX_GRAVES + 11):
+            graves.bury(Entry(inode, 0, 1, 0, 0, DT_REG, b"f", b"x"))
+        self.assertEqual(len(graves), MAX_GRAVES)
+        self.assertIsNone(graves.find(1))
+        for inode in range(1000, 1020):
+            graves.bury(Entry(inode, 0, 1, 0, 0, DT_REG, b"f", bytes(1024 * 1024)))
+        self.assertEqual(len(graves), 16)
+        found = graves.find(1019)
+        self.assertEqual(found and found.inode, 1019)
+        graves.forget(1019)
+        graves.forget(1019)
+        self.assertIsNone(graves.find(1019))
+
+
+class ListingTests(unittest.SynchronousTestCase):
+    """Reading directories in pieces."""
+
+    def setUp(self) -> None:
+        self.cache = ListingCache()
+
+    def read(self, tree: Tree, inode: int, size: int, offset: int = 0) -> tuple[list[bytes], int, bool]:
+        """One request: names, the offset to go on at, whether pages have to go."""
+        directory = tree.entry(inode)
+        assert directory is not None
+        chunk, outdated = self.cache.read(tree, directory, offset, size)
+        self.assertLessEqual(len(chunk), size)
+        names = []
+        at = 0
+        while at < len(chunk):
+            _, offset, length, _ = DIRENT.unpack_from(chunk, at)
+            at += DIRENT.size
+            names.append(chunk[at : at + length])
+            at += (length + 7) & ~7
+        self.assertEqual(at, len(chunk))
+        return names, offset, outdated
+
+    def read_all(self, tree: Tree, inode: int, size: int) -> list[bytes]:
+        names: list[bytes] = []
+        offset = 0
+        while True:
+            more, offset, outdated = self.read(tree, inode, size, offset)
+            self.assertFalse(outdated)
+            if not more:
+                return names
+            names += more
+
+    def test_pieces(self) -> None:
+        names = [b"n%d" % number * (number % 9 + 1) for number in range(100)]
+        tree = tree_of(Mkdir(b"d"), *[Create(b"d/" + name) for name in names])
+        inode = tree.lookup(b"d").inode  # type: ignore[union-attr]  # it was made
+        for size in (100, 500, 4096, 1 << 20):
+            self.assertEqual(self.read_all(tree, inode, size), [b".", b"..", *names])
+
+    def test_root(self) -> None:
+        tree = tree_of(Create(b"local"), Create(b".version"), Create(b"a"))
+        self.assertEqual(self.read_all(tree, 0, 4096), [b".", b"..", *LINKS, *DOCUMENTS, b"a"])
+
+    def test_changes_in_the_middle(self) -> None:
+        tree = tree_of(*[Create(b"%d" % number) for number in range(20)])
+        names, offset, _ = self.read(tree, 0, 600)
+        last = names[-1]
+        tree = tree.apply(Delete(last), 0, 3).tree.apply(Create(b"late"), 0, 3).tree
+        rest, end, _ = self.read(tree, 0, 4096, offset)
+        self.assertEqual([*names, *rest][12:], [b"%d" % number for number in range(20)] + [b"late"])
+        # The reading began with another content: at the end the kernel must drop what it kept of it.
+        self.assertEqual(self.read(tree, 0, 4096, end), ([], end, True))
+        self.assertEqual(end >> CURSOR_BITS, offset >> CURSOR_BITS)
+
+    def test_a_change_at_the_end(self) -> None:
+        tree = tree_of(Create(b"a"))
+        _, end, _ = self.read(tree, 0, 4096)
+        self.assertEqual(self.read(tree, 0, 4096, end)[2], False)
+        tree = tree.apply(Write(b"a", b"x"), 0, 3).tree
+        self.assertEqual(self.read(tree, 0, 4096, end)[2], False)
+        tree = tree.apply(Delete(b"a"), 0, 3).tree
+        self.assertEqual(self.read(tree, 0, 4096, end)[2], True)
+
+    def test_odd_entries(self) -> None:
+        """A name that no program can use is left out; an inode that no cursor holds is listed."""
+        rows = [
+            Entry(5, 0, 5, 0, 0, DT_REG, b"x" * 3000),
+            Entry(2**62, 0, 5, 0, 0, DT_REG, b"far"),
+            Entry(6, 0, 5, 0, 0, DT_REG, b"\xff" * 300),
+        ]
+        tree = Tree.load(rows, Tree.new(1).root)
+        self.assertEqual(self.read_all(tree, 0, 400)[12:], [b"\xff" * 300, b"far"])
+
+
+class KernelDouble:
+    """What the kernel is told, in order; C{blocks} holds up whoever drops a name in that directory."""
+
+    def __init__(self, case: unittest.SynchronousTestCase) -> None:
+        self.told: list[tuple[Any, ...]] = []
+        self.unknown: set[int] = set()
+        self.blocks = 0
+        self.gate = Event()
+        case.patch(lowlevel, "notify_inode", self.inode)
+        case.patch(lowlevel, "notify_entry", self.entry)
+
+    def inode(self, _session: int, node: int, offset: int, _length: int) -> int:
+        self.told.append((node, "data" if offset == 0 else "attributes"))
+        return -2 if node in self.unknown else 0
+
+    def entry(self, _session: int, parent: int, name: bytes, length: int) -> int:
+        assert len(name) == length
+        if parent == self.blocks:
+            self.gate.wait(10)
+        self.told.append((parent, name))
+        return 0
+
+
+class KernelCacheTests(unittest.SynchronousTestCase):
+    """What is told of which change; with real threads, as it is about them."""
+
+    def setUp(self) -> None:
+        self.kernel = KernelDouble(self)
+        self.view = MemoryView(tree_of(Mkdir(b"d"), Create(b"f")))
+        self.graves = Graves()
+        self.cache = KernelCache(self.view, self.graves)
+        self.cache._prepared = True
+        self.cache.attach(1)
+        self.threads: list[Thread] = []
+        self.addCleanup(self.stop)
+
+    def start(self, lanes: int = 3) -> None:
+        for target in [self.cache.run_lane] * lanes + [self.cache.run_modes, self.cache.run_listings]:
+            thread = Thread(target=target, daemon=True)
+            thread.start()
+            self.threads.append(thread)
+
+    def stop(self) -> None:
+        self.kernel.gate.set()
+        self.cache.stop()
+        for thread in self.threads:
+            thread.join(10)
+            self.assertFalse(thread.is_alive())
+
+    def apply(self, change: Change) -> Applied:
+        before = self.view.tree
+        applied = before.apply(change, 1, 9)
+        self.view.tree = applied.tree
+        self.cache.changed(before, applied.tree, applied.delta)
+        return applied
+
+    def drain(self) -> list[tuple[Any, ...]]:
+        done = Event()
+        self.cache.drained(done.set)
+        self.assertTrue(done.wait(10))
+        told = list(self.kernel.told)
+        self.kernel.told.clear()
+        return told
+
+    def node(self, path: bytes) -> int:
+        entry = self.view.tree.lookup(path)
+        assert entry is not None
+        return node_of(entry.inode)
+
+    def test_what_is_told(self) -> None:
+        self.start(lanes=1)
+        f, d = self.node(b"f"), self.node(b"d")
+        for change, told in (
+            (Create(b"g"), {(1, "data"), (1, b"g")}),
+            (Write(b"f", b"x"), {(f, "data")}),
+            (SetMtime(b"f", 5), {(f, "attributes")}),
+            (Write(b"f", b"x"), {(f, "attributes")}),
+            (Rename(b"f", b"d/g"), {(f, "attributes"), (1, "data"), (1, b"f"), (d, "data"), (d, b"g")}),
+            (Delete(b"d/g"), {(d, "data"), (d, b"g")}),
+        ):
+            self.apply(change)
+            self.assertEqual(set(self.drain()), told, change)
+        self.assertIsNotNone(self.graves.find(f - 1))
+
+    def test_unknown_nodes_are_told_again(self) -> None:
+        f = self.node(b"f")
+        self.kernel.unknown = {f}
+        self.apply(Write(b"f", b"x"))
+        self.start()
+        self.assertEqual(self.drain(), [(f, "data"), (1, invalidation._BARRIER), (f, "data")])
+
+    def test_work_is_collected(self) -> None:
+        f = self.node(b"f")
+        for number in range(50):
+            self.apply(Write(b"f", b"%d" % number))
+            self.apply(Create(b"g"))
+            self.apply(Delete(b"g"))
+        self.assertEqual(self.cache.pending, 3)
+        self.start()
+        self.assertEqual(sorted(self.drain(), key=str), sorted([(f, "data"), (1, "data"), (1, b"g")], key=str))
+        self.assertEqual(self.cache.pending, 0)
+
+    def test_one_waiting_directory_holds_up_no_other(self) -> None:
+        self.kernel.blocks = self.node(b"d")
+        self.start()
+        self.apply(Create(b"d/x"))
+        self.apply(Create(b"d/y"))
+        done = Event()
+        self.cache.drained(done.set)
+        self.apply(Create(b"g"))
+        while (1, b"g") not in self.kernel.told:
+            self.assertFalse(done.wait(0.01))
+        listed = Event()
+        self.cache.forget_listing(77, listed.set)
+        self.assertTrue(listed.wait(10))
+        self.cache.modes_changed()
+        self.kernel.gate.set()
+        self.assertTrue(done.wait(10))
+        self.drain()
+
+    def test_modes(self) -> None:
+        self.start()
+        self.cache.modes_changed()
+        told = self.drain()
+        self.assertEqual(told[: len(LINKS)], [(link, "attributes") for link in LINKS.values()])
+        for node in (1, self.node(b"f"), self.node(b"d")):
+            self.assertIn((node, "attributes"), told)
+        again = told[told.index((1, invalidation._BARRIER)) :]
+        self.assertIn((self.node(b"f"), "attributes"), again)
+
+    def test_too_much(self) -> None:
+        self.cache.max_pending = 10
+        self.cache._epochs = True
+        epochs: list[bytes] = []
+        self.patch(os, "write", lambda _fd, data: epochs.append(data))
+        self.patch(lowlevel, "session_fd", lambda _session: -1)
+        for number in range(100):
+            self.apply(Create(b"many%d" % number))
+            self.assertLess(self.cache.pending, 12)
+        self.start()
+        told = self.drain()
+        self.assertEqual(set(epochs), {lowlevel.NOTIFY_INC_EPOCH})
+        for entry in self.view.tree.entries():
+            self.assertIn((node_of(entry.inode), "data"), told)
+
+    def test_after_the_end(self) -> None:
+        self.start()
+        self.stop()
+        self.apply(Create(b"g"))
+        self.cache.modes_changed()
+        self.cache.attributes_changed(1)
+        done = Event()
+        self.cache.forget_listing(1, done.set)
+        self.assertTrue(done.is_set())
+        self.assertEqual((self.drain(), self.cache.pending), ([], 0))
+
+    def test_stop_calls_what_waits(self) -> None:
+        self.apply(Create(b"g"))
+        done = Event()
+        self.cache.drained(done.set)
+        self.cache.stop()
+        self.assertTrue(done.is_set())
+
+
+class WaitingTests(unittest.SynchronousTestCase):
+    """Requests that wait for the node."""
+
+    def test_one_answer(self) -> None:
+        book: set[Waiting] = set()
+        answers: list[tuple[int, int]] = []
+        waiting = Waiting(book, 7, lambda request, outcome: answers.append((request, outcome)))
+        self.assertEqual(len(book), 1)
+        waiting(3)
+        waiting(-5)
+        self.assertEqual((answers, len(book)), ([(7, 3)], 0))
+
+    def test_a_failing_answer_is_an_error(self) -> None:
+        errors: list[tuple[int, int]] = []
+        self.patch(requests, "reply_err", lambda *answer: errors.append(answer))
+
+        def fail(request: int, outcome: int) -> None:
+            raise ValueError("cannot")
+
+        Waiting(set(), 7, fail)(0)
+        self.assertEqual(errors, [(7, 5)])
+        self.flushLoggedErrors(ValueError)
+
+
+class AttributeTests(unittest.SynchronousTestCase):
+    def test_sizes(self) -> None:
+        tree = tree_of(Create(b"f"), Write(b"f", b"x" * 513))
+        entry = tree.lookup(b"f")
+        assert entry is not None
+        made = Attributes(1, 2).of_entry(tree, entry, True)
+        self.assertEqual((made[:4], made[9:13]), ((3, 513, 2, 2), (0o100640, 1, 1, 2)))
+
+
+class MountpointTests(unittest.SynchronousTestCase):
+    LINES = (
+        b"24 1 0:22 / /proc rw - proc proc rw\n"
+        b"40 24 0:51 / /etc/a\\040b rw,nosuid shared:5 master:1 - fuse pv\\134x rw\n"
+        b"41 40 0:52 / /etc/pve rw - fuse.sshfs here rw\n"
+        b"42 41 0:53 / /etc/pve rw - fuse there rw\n"
+    )
+
+    def setUp(self) -> None:
+        path = self.mktemp()
+        with open(path, "wb") as out:
+            out.write(self.LINES)
+        self.patch(mountpoint, "MOUNTINFO", Path(path))
+
+    def test_find_mounted(self) -> None:
+        self.assertEqual(mountpoint.find_mounted("/etc/pve"), (53, "fuse", "there"))
+        found = mountpoint.find_mounted("/etc/a b")
+        self.assertEqual(found, (51, "fuse", "pv\\x"))
+        self.assertTrue(found and found.is_fuse)
+        proc = mountpoint.find_mounted("/proc")
+        self.assertFalse(proc and proc.is_fuse)
+        self.assertIsNone(mountpoint.find_mounted("/etc"))
