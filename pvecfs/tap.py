@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -137,6 +137,13 @@ class Options(usage.Options):
         """Show the version of pvecfs and exit."""
         print(f"pvecfs {__version__}")
         raise SystemExit(0)
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse C{options}. Wrong ones end the program with exit code 1: older versions of twistd exit with 0."""
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]  # Twisted has no annotations there
+        except usage.UsageError as error:
+            raise SystemExit(f"pvecfs: {error}") from error
 
     def parseArgs(self, *arguments: str) -> None:
         if arguments:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from twisted.application.internet import ClientService
+from twisted.application.internet import ClientService, backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import UNIXClientEndpoint
@@ -42,6 +42,9 @@ MAX_WAITING = 256
 
 MAX_QUEUED = 4096
 """Updates that may wait here; then the oldest is forgotten."""
+
+MAX_RETRY_SECONDS = 300.0
+"""Longest pause between two attempts to reach rrdcached; Twisted logs each."""
 
 STOP_TIMEOUT = 2.0
 """Seconds that a stop waits for the disk and for rrdcached."""
@@ -87,7 +90,12 @@ class RoundRobinSink(Service):
         self._wall_clock = wall_clock
         self._worker = DiskWorker(reactor)
         endpoint = UNIXClientEndpoint(reactor, socket)  # type: ignore[no-untyped-call]  # Twisted's has no annotations
-        self._client = ClientService(endpoint, RrdcachedFactory(reactor, self._connected), clock=reactor)
+        self._client = ClientService(
+            endpoint,
+            RrdcachedFactory(reactor, self._connected),
+            backoffPolicy(maxDelay=MAX_RETRY_SECONDS),
+            clock=reactor,
+        )
         self._protocol: RrdcachedProtocol | None = None
         self._queue: deque[Update] = deque()
         self._overflowed = False
@@ -101,7 +109,9 @@ class RoundRobinSink(Service):
     def stopService(self) -> Deferred[None]:
         """Fires when the thread has ended and the connection is closed, or after 2 s."""
         super().stopService()  # type: ignore[no-untyped-call]  # Twisted's has no annotations
-        stopped = DeferredList([self._client.stopService(), self._worker.stop()]).addCallback(lambda _: None)
+        parts = [self._client.stopService(), self._worker.stop()]
+        # The timeout cancels both; nobody else looks at that.
+        stopped = DeferredList(parts, consumeErrors=True).addCallback(lambda _: None)
         return stopped.addTimeout(STOP_TIMEOUT, self._reactor, onTimeoutCancel=lambda outcome, timeout: None)
 
     def update(self, key: bytes, value: bytes) -> None:
