@@ -146,7 +146,7 @@ def serve(place: str, address: str) -> None:
         33 if root else os.getegid(),
         root,
         "pvecfs-test",
-        int(os.environ.get("FUSE_TEST_THREADS", "4")),
+        int(os.environ.get("FUSE_TEST_THREADS", "2")),
         on_lost=r.stop,
     )
     proposer.kernel_cache = mount.kernel_cache
@@ -228,21 +228,16 @@ def serve(place: str, address: str) -> None:
     except MountFailed as failure:
         print(f"failed: {failure}", flush=True)
         sys.exit(1)
+    if os.environ.get("FUSE_TEST_ABORT"):
+        mount.abort()
+        print("aborted", flush=True)
+        sys.exit(1)
     factory = Factory()
     factory.protocol = Commands
     r.listenUNIX(address, factory)
     r.addSystemEventTrigger("before", "shutdown", mount.stopService)
     r.callWhenRunning(print, "mounted", flush=True)
-    if path := os.environ.get("FUSE_TEST_PROFILE"):
-        import yappi  # type: ignore[import-not-found]  # a developer's tool
-
-        yappi.start()
-        r.run()
-        yappi.stop()
-        with open(path, "w") as out:
-            yappi.get_func_stats().print_all(out=out)
-    else:
-        r.run()
+    r.run()
 
 
 class MountedNode:

@@ -164,6 +164,14 @@ class StartTests(MountCase):
         self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o750)
         os.rmdir(self.path)
 
+    def test_a_start_that_fails_later(self) -> None:
+        node = MountedNode(self.path)
+        self.addCleanup(node.stop)
+        self.assertEqual(node.launch(FUSE_TEST_ABORT="1"), "aborted")
+        assert node.process is not None
+        self.assertEqual(node.process.wait(5), 1)
+        self.assertIsNone(mountpoint.find_mounted(self.path))
+
     def test_mountpoint_with_files(self) -> None:
         os.mkdir(self.path)
         put(self.path + "/below", b"")

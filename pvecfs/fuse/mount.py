@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
 _log = logger("fuse")
 
-THREADS = 4
+THREADS = 2
 """Threads that answer the kernel. They never wait, so that more would only compete for the interpreter."""
-
-UNMOUNT_SECONDS = 0.5
-"""How long clients have, after their requests were answered, to leave the mount; then it is taken from them."""
 
 STOP_SECONDS = 2.5
 """After this long, L{FuseMount.stopService} is over, whatever the kernel holds back."""
@@ -188,12 +185,16 @@ class FuseMount(Service):
         return done
 
     def abort(self) -> None:
-        """Unmount while no reactor runs: the start failed after the mount. The process ends soon."""
+        """Unmount at once, for a start that failed later: no reactor is needed. Idempotent, within C{STOP_SECONDS}."""
+        if not self.running:
+            return
         self.running = False
         self._stopping = True
         self._files.stop()
         self.kernel_cache.stop()
-        self._unmount()
+        unmounting = Thread(target=self._unmount, name="unmount", daemon=True)
+        unmounting.start()
+        unmounting.join(STOP_SECONDS)
 
     def _joined(self, thread: Thread) -> Deferred[None]:
         """Fires when C{thread} has ended."""
