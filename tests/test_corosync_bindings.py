@@ -6,6 +6,8 @@ import ctypes
 import os
 import shutil
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -161,6 +163,23 @@ class ErrorsTests(SynchronousTestCase):
             error = self.assertRaises(CorosyncUnavailable, errors.check, code, "cpg_join")
             self.assertEqual(error.code, code)
             self.assertIn("cpg_join", str(error))
+
+    def test_made_once(self) -> None:
+        """Threads that ask for a library at the same time get the same: its events would be lost in another one."""
+        made = []
+
+        def make() -> object:
+            time.sleep(0.02)
+            made.append(object())
+            return made[-1]
+
+        library, got = libraries.once(make), []
+        threads = [threading.Thread(target=lambda: got.append(library())) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        self.assertEqual((len(made), len(set(got)), len(got)), (1, 1, 4))
 
     def test_missing_library(self) -> None:
         """A library that is not installed is a clear error."""

@@ -6,14 +6,13 @@ All calls but fd_get and dispatch wait for corosync, for ever if it does not run
 from __future__ import annotations
 
 import ctypes
-import functools
 import sys
 import threading
 from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_size_t, c_uint64, c_void_p
 
 from pvecfs.corosync.errors import CS_ERR_NOT_EXIST, CS_ERR_TRY_AGAIN, check
-from pvecfs.corosync.libraries import load, prototype
+from pvecfs.corosync.libraries import load, once, prototype
 from pvecfs.errors import CorosyncUnavailable
 
 SONAME = "libcmap.so.4"
@@ -141,12 +140,14 @@ class LibCmap:
             return None
         check(code, "cmap_dispatch")
         events = self._events.get(handle)
+        if events is None:
+            raise CorosyncUnavailable("cmap_dispatch: not a handle of ours")
         if events:
             self._events[handle] = []
         return events
 
 
-@functools.cache
+@once
 def libcmap() -> LibCmap:
     """The library. @raise CorosyncUnavailable: not installed."""
     return LibCmap(*load(SONAME))

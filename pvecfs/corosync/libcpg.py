@@ -7,13 +7,13 @@ mcast_joined of more than L{ATOMIC_SIZE} bytes, which is sent in pieces, each of
 from __future__ import annotations
 
 import ctypes
-import functools
 import threading
 from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from typing import NamedTuple
 
-from pvecfs.corosync.errors import CS_ERR_TRY_AGAIN, CS_OK, check
-from pvecfs.corosync.libraries import load, prototype
+from pvecfs.corosync.errors import CS_ERR_TRY_AGAIN, check
+from pvecfs.corosync.libraries import load, once, prototype
+from pvecfs.errors import CorosyncUnavailable
 
 SONAME = "libcpg.so.4"
 
@@ -119,7 +119,7 @@ class LibCpg:
         self._fd_get = prototype(immediate, "cpg_fd_get", handle, pointer(c_int))
         self._dispatch = prototype(immediate, "cpg_dispatch", handle, c_int)
         self._events: dict[int, list[Event]] = {}
-        # The library makes its table of handles, and the table's lock, in the first call, without a lock.
+        # The library makes its table of handles in the first call, without a lock.
         self._initializing = threading.Lock()
         self._callbacks = Callbacks(DeliverFunction(self._delivered), ConfigurationFunction(self._changed))
 
@@ -183,16 +183,16 @@ class LibCpg:
         code = self._dispatch(handle, CS_DISPATCH_ONE_NONBLOCKING)
         if code == CS_ERR_TRY_AGAIN:
             return None
+        check(code, "cpg_dispatch")
         events = self._events.get(handle)
-        if code != CS_OK or events is None:
-            check(code, "cpg_dispatch")
-            return None
+        if events is None:
+            raise CorosyncUnavailable("cpg_dispatch: not a handle of ours")
         if events:
             self._events[handle] = []
         return events
 
 
-@functools.cache
+@once
 def libcpg() -> LibCpg:
     """The library. @raise CorosyncUnavailable: not installed."""
     return LibCpg(*load(SONAME))

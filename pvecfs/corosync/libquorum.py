@@ -6,13 +6,12 @@ initialize and trackstart wait for corosync, for ever if it does not run on; dis
 from __future__ import annotations
 
 import ctypes
-import functools
 import threading
 from ctypes import POINTER, c_int, c_uint, c_uint32, c_uint64
 from typing import Any, NamedTuple
 
-from pvecfs.corosync.errors import CS_ERR_TRY_AGAIN, CS_OK, check
-from pvecfs.corosync.libraries import load, prototype
+from pvecfs.corosync.errors import CS_ERR_TRY_AGAIN, check
+from pvecfs.corosync.libraries import load, once, prototype
 from pvecfs.errors import CorosyncUnavailable
 
 SONAME = "libquorum.so.5"
@@ -97,16 +96,16 @@ class LibQuorum:
         code = self._dispatch(handle, CS_DISPATCH_ONE_NONBLOCKING)
         if code == CS_ERR_TRY_AGAIN:
             return None
+        check(code, "quorum_dispatch")
         events = self._events.get(handle)
-        if code != CS_OK or events is None:
-            check(code, "quorum_dispatch")
-            return None
+        if events is None:
+            raise CorosyncUnavailable("quorum_dispatch: not a handle of ours")
         if events:
             self._events[handle] = []
         return events
 
 
-@functools.cache
+@once
 def libquorum() -> LibQuorum:
     """The library. @raise CorosyncUnavailable: not installed."""
     return LibQuorum(*load(SONAME))

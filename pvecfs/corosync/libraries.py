@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pvecfs.errors import CorosyncUnavailable
+
+
+T = TypeVar("T")
+
+
+def once(make: Callable[[], T]) -> Callable[[], T]:
+    """Make it only once, whichever threads ask for it first: C{functools.cache} alone would let two make one each."""
+    lock, cached = threading.Lock(), functools.cache(make)
+
+    @functools.wraps(make)
+    def made() -> T:
+        with lock:
+            return cached()
+
+    return made
 
 
 @functools.cache
