@@ -231,6 +231,7 @@ class NodeService(Service):
             group,
             allow_other=is_root,
             on_lost=self._mount_lost,
+            alone=not in_cluster,
         )
         mount.startService()
         undo.callback(mount.abort)

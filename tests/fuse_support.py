@@ -146,7 +146,6 @@ def serve(place: str, address: str) -> None:
         33 if root else os.getegid(),
         root,
         "pvecfs-test",
-        int(os.environ.get("FUSE_TEST_THREADS", "2")),
         on_lost=r.stop,
     )
     proposer.kernel_cache = mount.kernel_cache

@@ -86,6 +86,8 @@ class FileSystem:
     @param attributes: how things look.
     @param graves: deleted files that may be held open.
     @param kernel: to be told of what the kernel cannot know.
+    @param alone: the tree changes through this mount only (local mode). The kernel may then keep more.
+    @ivar submit: calls something, with arguments, on the reactor thread.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class FileSystem:
         attributes: Attributes,
         graves: Graves,
         kernel: KernelCache,
+        alone: bool = False,
     ) -> None:
-        self._reactor = reactor
+        self.submit: Callable[..., None] = reactor.callFromThread
+        self._alone = alone
         self._view = view
         self._proposer = proposer
         self._attributes = attributes
@@ -138,7 +142,7 @@ class FileSystem:
         elif not self._view.quorate:
             waiting(-EACCES)
         else:
-            self._reactor.callFromThread(self._submit, change, waiting)
+            self.submit(self._submit, change, waiting)
 
     def _submit(self, change: Change, waiting: Waiting) -> None:
         try:
@@ -152,7 +156,7 @@ class FileSystem:
         if self._stopping:
             waiting(-EIO)
         else:
-            self._reactor.callFromThread(self._submit_synchronise, waiting)
+            self.submit(self._submit_synchronise, waiting)
 
     def _submit_synchronise(self, waiting: Waiting) -> None:
         try:
@@ -191,7 +195,8 @@ class FileSystem:
 
     def _finish_attributes(self, node: int, parent: int, name: bytes) -> Finish:
         """Answer a setattr. The kernel takes these attributes even if it was told of newer ones meanwhile, so they are
-        valid for no time."""
+        valid for no time; but when nobody else changes the tree, those of a file are: what changes them through this
+        mount waits for the inode's lock, which the kernel holds until it has taken this answer."""
 
         def finish(request: int, outcome: int) -> None:
             if outcome < 0:
@@ -200,7 +205,8 @@ class FileSystem:
             tree = self._view.tree
             entry = tree.entry(node - 1)
             if entry is not None:
-                self._reply_attributes(request, self._attributes.of_entry(tree, entry, self._view.quorate), 0)
+                valid = FOREVER if self._alone and entry.type != DT_DIR else 0
+                self._reply_attributes(request, self._attributes.of_entry(tree, entry, self._view.quorate), valid)
                 return
             # The release of a lock that has expired: it succeeds, and the directory is gone.
             self._kernel.forget_name(node_of(parent), name)
@@ -398,6 +404,10 @@ class FileSystem:
             self._propose(request, Create(path), self._finish_made(parent - 1, name))
 
     def _create(self, request: int, parent: int, name: bytes, _mode: int, file: Any) -> None:
+        if self._alone:
+            # The kernel comes with MKNOD, once for all, and has no handle to release. Nobody can be first.
+            reply_err(request, ENOSYS)
+            return
         path = self._new_path(request, parent, name)
         if path is None:
             return

@@ -85,6 +85,12 @@ class Args(ctypes.Structure):
     _fields_ = (("argc", c_int), ("argv", ctypes.POINTER(c_char_p)), ("allocated", c_int))
 
 
+class Buffer(ctypes.Structure):
+    """C{struct fuse_buf}: a request. libfuse allocates the memory when it receives the first one, and uses it again."""
+
+    _fields_ = (("size", c_size_t), ("flags", c_int), ("memory", c_void_p), ("fd", c_int), ("position", c_longlong))
+
+
 _OPERATIONS = (
     ("init", CFUNCTYPE(None, c_void_p, ctypes.POINTER(ConnectionInfo))),
     ("destroy", CFUNCTYPE(None, c_void_p)),
@@ -145,8 +151,9 @@ CALLBACK_TYPES = {name: kind for name, kind in _OPERATIONS if kind is not c_void
 
 _library = mfusepy._libfuse
 _with_gil = ctypes.PyDLL(_library._name)
-"""The same library, called without releasing the interpreter lock: for replies only. They are one write to /dev/fuse
-that waits for nobody, so releasing the lock would only cost. Everything that can wait goes through C{_library}."""
+"""The same library, called without releasing the interpreter lock: to take requests and to answer them. That is one
+read or write of /dev/fuse that waits for nobody, so releasing the lock would only cost. Everything that can wait goes
+through C{_library}."""
 
 reply_err = _with_gil.fuse_reply_err
 reply_err.argtypes, reply_err.restype = (c_void_p, c_int), c_int
@@ -169,8 +176,10 @@ session_new.argtypes = (ctypes.POINTER(Args), ctypes.POINTER(Operations), c_size
 session_new.restype = c_void_p
 session_mount = _library.fuse_session_mount
 session_mount.argtypes, session_mount.restype = (c_void_p, c_char_p), c_int
-session_loop = _library.fuse_session_loop
-session_loop.argtypes, session_loop.restype = (c_void_p,), c_int
+session_receive = _with_gil.fuse_session_receive_buf  # the descriptor is non-blocking
+session_receive.argtypes, session_receive.restype = (c_void_p, ctypes.POINTER(Buffer)), c_int
+session_process = _with_gil.fuse_session_process_buf  # calls Python most often
+session_process.argtypes, session_process.restype = (c_void_p, ctypes.POINTER(Buffer)), None
 session_exit = _library.fuse_session_exit
 session_exit.argtypes, session_exit.restype = (c_void_p,), None
 session_destroy = _library.fuse_session_destroy
@@ -196,6 +205,8 @@ def set_log_function(function: object) -> None:
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+free = _libc.free
+free.argtypes, free.restype = (c_void_p,), None
 _libc.umount2.argtypes, _libc.umount2.restype = (c_char_p, c_int), c_int
 
 MNT_FORCE = 1

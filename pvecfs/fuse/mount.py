@@ -17,6 +17,7 @@ from twisted.python.threadpool import ThreadPool
 from pvecfs.fuse import lowlevel, mountpoint
 from pvecfs.fuse.filesystem import FileSystem
 from pvecfs.fuse.graves import Graves
+from pvecfs.fuse.intake import Intake
 from pvecfs.fuse.invalidation import LANES, KernelCache
 from pvecfs.fuse.mountpoint import MountFailed
 from pvecfs.fuse.nodes import Attributes
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from pvecfs.interfaces import INodeView, IProposer
 
 _log = logger("fuse")
-
-THREADS = 2
-"""Threads that answer the kernel. They never wait, so that more would only compete for the interpreter."""
 
 STOP_SECONDS = 2.5
 """After this long, L{FuseMount.stopService} is over, whatever the kernel holds back."""
@@ -60,7 +58,7 @@ class FuseMount(Service):
     @param group: gid of everything.
     @param allow_other: let all users in, as far as modes allow it. Root only, unless /etc/fuse.conf says otherwise.
     @param source: shown as the file system's source.
-    @param threads: number of threads that answer.
+    @param alone: the tree changes through this mount only (local mode).
     """
 
     name = "mount"
@@ -75,22 +73,22 @@ class FuseMount(Service):
         group: int,
         allow_other: bool,
         source: str = "pvecfs",
-        threads: int = THREADS,
         on_lost: Callable[[], None] | None = None,
+        alone: bool = False,
     ) -> None:
         graves = Graves()
         self.kernel_cache = KernelCache(view, graves)
         self.on_lost = on_lost
         self._reactor = reactor
-        self._files = FileSystem(reactor, view, proposer, Attributes(owner, group), graves, self.kernel_cache)
+        self._files = FileSystem(reactor, view, proposer, Attributes(owner, group), graves, self.kernel_cache, alone)
         self._place = place
         self._allow_other = allow_other
         self._source = source
-        self._threads = threads
         self._operations: lowlevel.Operations | None = None
         self._session = 0
         self._connection = -1
         self._pool: _Threads | None = None
+        self._intake: Intake | None = None
         self._ends: Deferred[Any] = succeed(None)
         self._stopping = False
         self._mounted = False
@@ -136,17 +134,20 @@ class FuseMount(Service):
     def _start_threads(self, session: int) -> None:
         cache = self.kernel_cache
         tells = [cache.run_lane] * LANES + [cache.run_modes, cache.run_listings]
-        count = self._threads + len(tells)
+        self._intake = intake = Intake(self._reactor, session)
+        self._files.submit = intake.submit
+        count = 1 + len(tells)
         self._pool = pool = _Threads(count, count, "fuse")
         pool.start()
-        loops = [deferToThreadPool(self._reactor, pool, lowlevel.session_loop, session) for _ in range(self._threads)]
+        taking = deferToThreadPool(self._reactor, pool, intake.run)
         workers = [deferToThreadPool(self._reactor, pool, tell) for tell in tells]
-        for loop in loops:
-            loop.addBoth(self._loop_ended)
-        self._ends = DeferredList([*loops, *workers], consumeErrors=True)
+        taking.addBoth(self._loop_ended)
+        self._ends = DeferredList([taking, *workers], consumeErrors=True)
 
     def _loop_ended(self, _result: object) -> None:
-        """A thread has stopped answering: the connection is over."""
+        """The thread has stopped answering: the connection is over."""
+        if self._intake is not None:
+            self._intake.free()
         if self._stopping or not self._mounted:
             return
         self._mounted = False
@@ -264,4 +265,4 @@ _log_function = lowlevel.LogFunction(_libfuse_said)
 """Alive as long as the process, as libfuse holds it."""
 
 
-__all__ = ["STOP_SECONDS", "THREADS", "FuseMount", "MountFailed"]
+__all__ = ["STOP_SECONDS", "FuseMount", "MountFailed"]
