@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from pvecfs.errors import CorosyncUnavailable
 
-
 T = TypeVar("T")
 
 
