@@ -5,7 +5,7 @@
 PYTHON ?= python3
 export PYTHON
 VENV := .venv/bin
-SECONDS_OF_TESTS ?= 720
+SECONDS_OF_TESTS ?= 2400
 TESTS ?= tests
 SEEDS ?= 200
 MINUTES ?= 5
@@ -38,7 +38,7 @@ needs:
 	@scripts/make-venv dev,docs
 
 test: needs
-	@$(VENV)/python scripts/run-tests --seconds $(SECONDS_OF_TESTS) $(TESTS)
+	@$(VENV)/python scripts/run-tests --seconds $(SECONDS_OF_TESTS) $(if $(TOTALS),--totals $(TOTALS)) $(TESTS)
 
 lint: needs
 	$(VENV)/ruff check .
