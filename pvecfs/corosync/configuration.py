@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from twisted.logger import Logger
-
 from pvecfs.corosync.libcmap import LibCmap, libcmap
 from pvecfs.corosync.session import Session, SessionReactor
 from pvecfs.errors import CorosyncUnavailable, TryAgain
@@ -50,8 +48,6 @@ def read_configuration(library: LibCmap, handle: int) -> ClusterConfiguration:
 
 class ClusterConfigConnection:
     """Follows the cluster's name, configuration version and node list (libcmap)."""
-
-    log = Logger()
 
     def __init__(self, reactor: SessionReactor, library: Callable[[], LibCmap] = libcmap) -> None:
         self._reactor = reactor

@@ -9,7 +9,6 @@ import termios
 import time
 from collections.abc import Callable
 
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from pvecfs.corosync.libcpg import ATOMIC_SIZE, ConfigurationChanged, Event, LibCpg, libcpg
@@ -38,8 +37,6 @@ class GroupConnection:
 
     @param before_dispatch: called before every event that is told to the listener: it handles pending quorum events.
     """
-
-    log = Logger()
 
     def __init__(
         self,

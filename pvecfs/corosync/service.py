@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
 from pvecfs.corosync.configuration import ClusterConfigConnection
 from pvecfs.corosync.quorum import QuorumConnection
 from pvecfs.corosync.session import SessionReactor
 from pvecfs.errors import CorosyncUnavailable
 from pvecfs.interfaces import IClusterConfigListener, IQuorumListener
+from pvecfs.log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IDelayedCall
+
+_log = logger("corosync")
 
 L = TypeVar("L", contravariant=True)
 
@@ -33,8 +35,6 @@ class ListenedTo(Protocol[L]):
 
 class PersistentConnection(Generic[L]):
     """Keeps C{connection} open from C{startService} to C{stopService}."""
-
-    log = Logger()
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class PersistentConnection(Generic[L]):
     def _lost(self, reason: CorosyncUnavailable) -> None:
         if str(reason) != self._said:
             self._said = str(reason)
-            self.log.warn("{what}: no connection to corosync: {reason}", what=self._what, reason=reason)
+            _log.warn("{what}: no connection to corosync: {reason}", what=self._what, reason=reason)
         self._retry = self._reactor.callLater(self._retry_seconds, self._open)
 
 

@@ -19,13 +19,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from twisted.internet.interfaces import IReactorFDSet, IReactorFromThreads, IReactorTime, IReadDescriptor
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from pvecfs.errors import CorosyncUnavailable, TryAgain
+from pvecfs.log import logger
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
+
+_log = logger("corosync")
 
 T = TypeVar("T")
 
@@ -111,8 +113,6 @@ class Session:
     @param lost: called once, when the session failed; it is closed then.
     """
 
-    log = Logger()
-
     def __init__(
         self,
         reactor: SessionReactor,
@@ -178,7 +178,7 @@ class Session:
         # In an except clause, on any thread.
         if isinstance(error, CorosyncUnavailable):
             return error
-        self.log.failure("{name}: unexpected", name=self._name)
+        _log.failure("{name}: unexpected", name=self._name)
         return CorosyncUnavailable(f"{self._name}: {error!r}")
 
     def insist(self, call: Callable[[], T]) -> T:
@@ -196,7 +196,7 @@ class Session:
                 delay = min(2 * delay, 0.1)
                 if waited > PATIENCE and not said:
                     said = True
-                    self.log.info("{name}: waiting for corosync: {again}", name=self._name, again=str(again))
+                    _log.info("{name}: waiting for corosync: {again}", name=self._name, again=str(again))
         raise CorosyncUnavailable(f"{self._name}: closed")
 
     def request(self, call: Callable[[], T], done: Callable[[T], None] = lambda result: None, weight: int = 0) -> None:
@@ -260,7 +260,7 @@ class Session:
         try:
             self._load().finalize(self.handle)
         except (CorosyncUnavailable, TryAgain) as error:
-            self.log.debug("{name}: closed, {error}", name=self._name, error=error)
+            _log.debug("{name}: closed, {error}", name=self._name, error=error)
         finally:
             patience.cancel()
             patience.join()
@@ -275,7 +275,7 @@ class Session:
         try:
             self._lost(error)
         except Exception:
-            self.log.failure("{name}: the listener failed", name=self._name)
+            _log.failure("{name}: the listener failed", name=self._name)
 
     def _guard(self, call: Callable[[], None]) -> None:
         """A listener that raises has missed an event: its connection is of no use any more."""

@@ -18,10 +18,10 @@ from select import POLLHUP, POLLIN, POLLOUT
 from typing import TYPE_CHECKING, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor, IReadWriteDescriptor, IWriteDescriptor
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from pvecfs.ipc import libqb
+from pvecfs.log import logger
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
@@ -34,7 +34,7 @@ MAX_GREETINGS = 256
 
 _MAX_JOBS_AT_CLOSE = 1000
 
-_log = Logger(namespace="pvecfs.ipc")
+_log = logger("ipc")
 
 
 class PollReactor(Protocol):

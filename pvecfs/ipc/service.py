@@ -7,13 +7,13 @@ import os
 from errno import EACCES, EINVAL, EIO, EMSGSIZE, ENOMEM
 
 from twisted.application.service import Service
-from twisted.logger import Logger
 
 from pvecfs.interfaces import INodeView, IStatus
 from pvecfs.ipc import libqb
 from pvecfs.ipc.leftovers import remove_leftovers
 from pvecfs.ipc.poll import PollReactor, ReactorPoll
 from pvecfs.ipc.requests import Peer, Sources, answer
+from pvecfs.log import logger
 from pvecfs.tree.errors import OperationError
 
 SERVICE_ID = 1
@@ -28,7 +28,7 @@ MAX_CONNECTIONS = 1024
 _COPIED = 65536
 """A body up to this size is joined to its header; a larger one is handed to libqb as it is."""
 
-_log = Logger(namespace="pvecfs.ipc")
+_log = logger("ipc")
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
