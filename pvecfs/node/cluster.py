@@ -241,9 +241,9 @@ class GroupService(Service):
                 return True
         return False
 
-    def quorum_changed(self, node_ids: Iterable[int]) -> None:
-        """Quorum's membership is C{node_ids}."""
-        self.machine.quorum_changed(node_ids)
+    def quorum_changed(self, node_ids: Iterable[int], quorate: bool = True) -> None:
+        """Quorum's membership is C{node_ids}, and it may write or not."""
+        self.machine.quorum_changed(node_ids, quorate)
 
     def suspend(self, reason: str) -> None:
         """Leave the group before anything else is delivered, and stay out until L{resume}."""
@@ -513,6 +513,7 @@ class ClusterProposer:
         self._held: deque[_Proposal] = deque()
         self._expiry: IDelayedCall | None = None
         self._failure = 0  # errno of the failed commit while the database takes none
+        replica.outdated = lambda: service.machine.outdated
         service.perform = self.perform
         service.mode_changed = self._mode_changed
 
@@ -658,7 +659,7 @@ class ClusterProposer:
 
     def quorum_changed(self, quorate: bool, node_ids: Sequence[int]) -> None:
         self._replica.quorate = quorate
-        self._service.quorum_changed(node_ids)
+        self._service.quorum_changed(node_ids, quorate)
         if not quorate:
             held, self._held = self._held, deque()
             for proposal in held:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from errno import EACCES, EINVAL, ENOENT
 
 from pvecfs.replica.application import Resync, Verdict
@@ -30,6 +30,8 @@ class TreeReplica:
 
     @ivar tree: the newest applied tree, committed or not yet.
     @ivar quorate: whether this partition may write; set by the service, before any group event that comes after.
+    @ivar outdated: asks whether what is delivered now comes from before quorum was won, see
+        L{pvecfs.replica.machine.GroupMachine.outdated}. It counts as not quorate.
     """
 
     group_name = "pve_dcdb_v1"
@@ -39,6 +41,7 @@ class TreeReplica:
     def __init__(self, tree: Tree, locks: LockClocks) -> None:
         self.tree = tree
         self.quorate = False
+        self.outdated: Callable[[], bool] = lambda: False
         self._locks = locks
         self._locks_met = False
         self._leader_state = b""
@@ -155,7 +158,7 @@ class TreeReplica:
         @raise Resync: while not quorate; a caller on this node gets EACCES.
         @raise MalformedMessage: the payload is malformed or of an unknown subtype.
         """
-        if not self.quorate:
+        if not self.quorate or self.outdated():
             refused = (Settle(message.count, -EACCES),) if own else ()
             raise Resync("received write while not quorate - trigger resync", effects=refused)
         subtype = message.subtype

@@ -111,6 +111,7 @@ class GroupMachine:
         self._queue: list[_Queued] = []
         self._sync_queue: list[_Queued] = []
         self._quorum_nodes: frozenset[int] = frozenset()
+        self._minorities: set[frozenset[int]] = set()
         # These three belong to the process: they survive membership changes and reconnections.
         self._message_count = 0
         self._epoch_count = 0
@@ -133,6 +134,20 @@ class GroupMachine:
     def joined(self) -> bool:
         """Whether we are a member that may send."""
         return self.mode in _JOINED
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the group's members are those of a partition that had no quorum, while quorum's are more by now.
+
+        Notifications of quorum overtake the group's events. So when quorum is back, what the group delivers at first
+        may still belong to the minority that we were in, where nobody of the majority hears it. If we applied it, our
+        tree could get the highest version, lead, and undo what the majority has acknowledged. It is over when the
+        members turn out to be others, or we have joined anew.
+        """
+        if not self._minorities:
+            return False
+        present = frozenset(member.node_id for member in self.members)
+        return any(present <= nodes for nodes in self._minorities)
 
     @property
     def halted(self) -> bool:
@@ -182,9 +197,14 @@ class GroupMachine:
             self._forget_membership()
         return [FailWaiting(errno.EBUSY)]
 
-    def quorum_changed(self, node_ids: Iterable[int]) -> None:
-        """Quorum's membership is C{node_ids} now; only used to say whom a synchronisation waits for."""
+    def quorum_changed(self, node_ids: Iterable[int], quorate: bool = True) -> None:
+        """Quorum's membership is C{node_ids} now: to say whom a synchronisation waits for, and for L{outdated}."""
         self._quorum_nodes = frozenset(node_ids)
+        if quorate:
+            # Quorate by votes alone, among the same nodes: there is no newer membership to wait for.
+            self._minorities = {nodes for nodes in self._minorities if nodes < self._quorum_nodes}
+        else:
+            self._minorities.add(self._quorum_nodes)
 
     def leave(self, reason: str, delay: float = 0.0) -> list[Effect]:
         """Leave the group because of something outside it, such as a database that takes no commit."""
@@ -378,6 +398,8 @@ class GroupMachine:
         self.members = members
         self.synced = frozenset()
         self._lowest = members[0].node_id == self.own.node_id
+        if self._minorities and (self.own in joined or not self.outdated):
+            self._minorities.clear()
         # 4.
         if len(members) == 1:
             self.synced = frozenset(members)

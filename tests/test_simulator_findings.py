@@ -1,0 +1,138 @@
+"""What the simulator found, each as a test of its own (docs/reliability-simulator.md, "Found")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from pvecfs.replica.dcdb import TreeReplica
+from pvecfs.replica.effects import Commit, Effect, Leave
+from pvecfs.replica.machine import GroupMachine, Mode
+from pvecfs.replica.member import Instant, Member
+from pvecfs.replica.messages import Epoch, Normal, State, SyncStart, encode_change
+from pvecfs.tree.changes import Create
+from pvecfs.tree.locks import LockClocks
+from pvecfs.tree.tree import Tree
+
+A, B, C = Member(1, 100), Member(2, 200), Member(3, 300)
+NOW = Instant(500, 50.0)
+
+
+class LateMinorityTests(SynchronousTestCase):
+    """Notifications of quorum overtake the group's events (seed 412 of 60 steps, before the fix): a node that was in
+    the minority learned that quorum is back, and then applied what had been delivered in the minority."""
+
+    def setUp(self) -> None:
+        self.replica = TreeReplica(Tree.new(1), LockClocks())
+        self.machine = GroupMachine(self.replica, lambda: 0.5)
+        self.replica.outdated = lambda: self.machine.outdated
+        self.effects: list[Effect] = []
+        self.quorum(True, 1, 2, 3)
+        self.take(self.machine.joined_as(B, NOW))
+        self.change_members((A, B, C), (B,))
+        self.synchronise((A, B, C), 1)
+        self.change_members((B, C))
+
+    def take(self, effects: Iterable[Effect]) -> None:
+        self.effects += effects
+
+    def quorum(self, quorate: bool, *nodes: int) -> None:
+        self.replica.quorate = quorate
+        self.machine.quorum_changed(nodes, quorate)
+
+    def change_members(self, members: tuple[Member, ...], joined: tuple[Member, ...] = ()) -> None:
+        left = tuple(member for member in self.machine.members if member not in members)
+        self.take(self.machine.membership_changed(members, left, joined, NOW))
+
+    def synchronise(self, members: tuple[Member, ...], counter: int) -> None:
+        epoch = Epoch(counter, 500, *members[0])
+        self.take(self.machine.message_delivered(members[0], SyncStart(1, 500, epoch).encode(), NOW))
+        for member in members:
+            state = State(1, 500, epoch, self.replica.state())
+            self.take(self.machine.message_delivered(member, state.encode(), NOW))
+
+    def write(self, sender: Member = C) -> None:
+        subtype, payload = encode_change(Create(b"f"))
+        self.take(self.machine.message_delivered(sender, Normal(1, 500, subtype, 1, payload).encode(), NOW))
+
+    @property
+    def left(self) -> bool:
+        return any(isinstance(effect, Leave) for effect in self.effects)
+
+    @property
+    def commits(self) -> int:
+        return sum(isinstance(effect, Commit) for effect in self.effects)
+
+    def test_queued_in_the_minority(self) -> None:
+        self.write()
+        self.quorum(False, 2, 3)
+        self.quorum(True, 1, 2, 3)
+        self.synchronise((B, C), 2)
+        self.assertTrue(self.left)
+        self.assertEqual(self.commits, 0)
+        self.assertEqual(self.replica.tree.version, 1)
+
+    def test_delivered_in_the_minority(self) -> None:
+        self.synchronise((B, C), 2)
+        self.quorum(False, 2, 3)
+        self.quorum(True, 1, 2, 3)
+        self.write()
+        self.assertTrue(self.left)
+        self.assertEqual(self.commits, 0)
+
+    def test_alone(self) -> None:
+        self.write(B)
+        self.quorum(False, 2)
+        self.quorum(True, 1, 2, 3)
+        self.change_members((B,))
+        self.assertTrue(self.left)
+        self.assertEqual(self.commits, 0)
+
+    def test_the_majority_is_met_again(self) -> None:
+        self.quorum(False, 2, 3)
+        self.quorum(True, 1, 2, 3)
+        self.change_members((A, B, C), (A,))
+        self.synchronise((A, B, C), 3)
+        self.write()
+        self.assertFalse(self.left)
+        self.assertEqual(self.commits, 1)
+        self.change_members((B, C))  # A's daemon ends, its corosync does not
+        self.synchronise((B, C), 4)
+        self.write()
+        self.assertFalse(self.left)
+        self.assertEqual(self.commits, 1)  # the file exists: an ordinary refusal
+
+    def test_members_come_before_the_notification(self) -> None:
+        self.quorum(False, 2, 3)
+        self.change_members((A, B, C), (A,))
+        self.quorum(True, 1, 2, 3)
+        self.synchronise((A, B, C), 3)
+        self.write()
+        self.assertFalse(self.left)
+        self.assertEqual(self.commits, 1)
+
+    def test_quorum_by_votes_alone(self) -> None:
+        """An administrator expects fewer votes: the partition is the same, and there is nothing to wait for."""
+        self.quorum(False, 2, 3)
+        self.synchronise((B, C), 2)
+        self.quorum(True, 2, 3)
+        self.write()
+        self.assertFalse(self.left)
+        self.assertEqual(self.commits, 1)
+
+    def test_others_without_a_daemon(self) -> None:
+        """Quorum is back by a node without a daemon: the group does not change, so we join anew, once."""
+        self.quorum(False, 2, 3)
+        self.synchronise((B, C), 2)
+        self.quorum(True, 1, 2, 3)
+        self.write()
+        self.assertTrue(self.left)
+        self.effects.clear()
+        self.take(self.machine.joined_as(B, NOW))
+        self.change_members((B, C), (B,))
+        self.synchronise((B, C), 3)
+        self.assertIs(self.machine.mode, Mode.SYNCED)
+        self.write()
+        self.assertFalse(self.left)
+        self.assertEqual(self.commits, 1)
