@@ -44,6 +44,7 @@ class History:
 
     @ivar strict: only ever a minority fails, so there is no excuse for a lost change.
     @ivar acknowledged: the messages whose changes were acknowledged.
+    @ivar submitted: the payloads of all messages that were given to a machine to send.
     @ivar unpromised: acknowledged changes that a majority of the votes did not hold at some time since.
     @ivar lost: acknowledged changes that are gone in the end.
     @ivar forked: acknowledged changes that a majority held, and that lost to a tree which only a minority had made.
@@ -57,6 +58,7 @@ class History:
         self.unpromised: set[Uid] = set()
         self.forked: set[Uid] = set()
         self.lost: list[Uid] = []
+        self.submitted: dict[Uid, bytes] = {}
         self.deliveries = 0
         self._unchanged: set[Uid] = set()
         self._applied_by: dict[Uid, set[int]] = {}
@@ -67,13 +69,17 @@ class History:
 
     # -- told by nodes
 
-    def delivered(self, node: SimulatedNode, uid: Uid, before: Tree, after: Tree, rows: object) -> None:
+    def delivered(self, node: SimulatedNode, uid: Uid, payload: bytes, before: Tree, after: Tree, rows: object) -> None:
         """C{node} applied message C{uid}."""
         self.deliveries += 1
         if node.corosync.up and not node.corosync.ring.quorate:
             raise Violation(f"node {node.node_id} applies {uid} in a partition without quorum")
+        if self.submitted.get(uid) != payload:
+            raise Violation(f"node {node.node_id} applies {uid}, which its sender did not send")
         changed = after is not before
         if changed:
+            if uid in node.chain:
+                raise Violation(f"node {node.node_id} applies {uid} a second time")
             node.extend(uid, after)
             self._applied_by.setdefault(uid, set()).add(node.node_id)
         else:
@@ -187,6 +193,10 @@ class History:
         missing = [uid for uid in self.lost if self.strict or (uid not in self.unpromised and uid not in self.forked)]
         if missing:
             raise Violation(f"acknowledged and lost: {missing}; left are {chain}")
+
+    def was_delivered(self, uid: Uid) -> bool:
+        """Whether any node has applied C{uid}."""
+        return uid in self._unchanged or uid in self._applied_by
 
     # -- locks
 

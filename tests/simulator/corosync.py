@@ -116,6 +116,7 @@ class SimulatedGroupConnection:
         if not self._connected:
             raise CorosyncUnavailable("not connected")
         if corosync.congested:
+            corosync.refused = True
             raise TryAgain("congested")
         uid = None
         if len(message) >= NORMAL_HEAD.size:
@@ -169,6 +170,8 @@ class CorosyncNode:
     """Corosync on one node.
 
     @ivar ring: the ring it is in; of none while it is down.
+    @ivar congested: it takes no messages now.
+    @ivar refused: it has refused one.
     @ivar position: how far it has received the ring's order.
     @ivar view: the members of each group at that position.
     @ivar quorum: notifications of quorum that wait for this node's process.
@@ -179,6 +182,7 @@ class CorosyncNode:
         self.votes = votes
         self.up = True
         self.congested = False
+        self.refused = False
         self.ring = Ring((node_id,), False)
         self.position = 0
         self.view: dict[str, frozenset[Member]] = {}

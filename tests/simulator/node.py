@@ -15,7 +15,7 @@ from pvecfs.node.ledger import Ledger
 from pvecfs.node.status import NoRoundRobin, StatusService
 from pvecfs.node.view import NodeView
 from pvecfs.replica.dcdb import TreeReplica
-from pvecfs.replica.effects import Commit, Effect, Settle
+from pvecfs.replica.effects import Commit, Effect, Multicast, Settle
 from pvecfs.replica.kvstore import StatusReplica
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
@@ -124,7 +124,7 @@ class ObservedReplica(TreeReplica):
             if isinstance(effect, Settle) and effect.outcome:
                 break
         uid = (sender.node_id, sender.pid, message.count)
-        self._node.history.delivered(self._node, uid, before, self.tree, outcome)
+        self._node.history.delivered(self._node, uid, message.payload, before, self.tree, outcome)
         return effects
 
     def reset(self, tree: Tree) -> None:
@@ -132,14 +132,37 @@ class ObservedReplica(TreeReplica):
         self._node.history.rolled_back(self._node, tree)
 
 
+class ObservedMachine(GroupMachine):
+    """A L{GroupMachine} that tells the history what its process sends."""
+
+    def __init__(self, replica: TreeReplica, node: SimulatedNode, verify_interval: float) -> None:
+        super().__init__(replica, node.random.random, verify_interval)
+        self._history = node.history
+
+    def submit(self, subtype: int, payload: bytes, now: Instant) -> tuple[int, Multicast]:
+        count, multicast = super().submit(subtype, payload, now)
+        self._history.submitted[(*self.own, count)] = payload
+        return count, multicast
+
+
 class ObservedProposer(ClusterProposer):
-    """A L{ClusterProposer} that tells each change's client by which message it went out."""
+    """A L{ClusterProposer} that tells each change's client by which message it went out.
+
+    @ivar departures: how often the group was left, joined or lost.
+    """
+
+    departures = 0
 
     def _submit(self, proposal: _Proposal) -> None:
         super()._submit(proposal)
         machine = self._service.machine
         # The message can only come back later: the simulated corosync does nothing by itself.
-        proposal.acknowledge.uid = (*machine.own, machine._message_count)  # type: ignore[attr-defined]  # an Operation
+        if machine.joined:
+            proposal.acknowledge.uid = (*machine.own, machine._message_count)  # type: ignore[attr-defined]  # an Operation
+
+    def _fail_waiting(self, errno: int) -> None:
+        super()._fail_waiting(errno)
+        self.departures += 1
 
 
 class SimulatedNode:
@@ -175,7 +198,7 @@ class SimulatedNode:
         self.frozen = False
         self.starts = 0
         self._initial_tree = tree
-        self._random = random
+        self.random = random
         self._configuration = configuration
         self._verify_interval = verify_interval
         self._trees: deque[tuple[Tree, Chain]] = deque()
@@ -199,7 +222,7 @@ class SimulatedNode:
         ledger = self.ledger = Ledger(clock, self.store, self.view)
         locks = LockClocks()
         self.replica = ObservedReplica(tree, locks, self)
-        self.machine = GroupMachine(self.replica, self._random.random, self._verify_interval)
+        self.machine = ObservedMachine(self.replica, self, self._verify_interval)
         member = Member(self.node_id, self.pid)
         self.connection = SimulatedGroupConnection(self.corosync, TREE_GROUP, member)
         self.service = GroupService(clock, self.connection, self.machine, self.instant)
@@ -221,7 +244,7 @@ class SimulatedNode:
         self.status = status = StatusService(replica, NoRoundRobin(), self.instant)
         status.configuration_read(self._configuration)
         connection = SimulatedGroupConnection(self.corosync, STATUS_GROUP, member)
-        machine = GroupMachine(replica, self._random.random)
+        machine = GroupMachine(replica, self.random.random)
         self.status_service = GroupService(
             self.clock, connection, machine, self.instant, lambda effect: status.perform((effect,))
         )
@@ -286,8 +309,8 @@ class SimulatedNode:
         """Let the daemon's reactor do what is due."""
         return self.clock.turn()
 
-    def settle(self) -> int:
-        """Let the store commit what it was handed."""
+    def settle(self, count: int = 0) -> int:
+        """Let the store commit what it was handed, whatever C{count}."""
         done = self.store.settle() if self.store.waiting else 0
         if done:
             self.turn()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from errno import EIO
 from functools import cache
 from random import Random
 from unittest.mock import patch
 
+from twisted.logger import LogLevel
+
 from pvecfs.node import cluster, ledger, status
+from pvecfs.node.status import StatusService
 from pvecfs.replica.machine import Mode
 from pvecfs.replica.status import ClusterConfiguration, NodeInfo
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
+from pvecfs.tree.errors import OperationError
 from pvecfs.tree.tree import Tree
 from tests.simulator.checks import History, Violation, check_tree
 from tests.simulator.corosync import Network, Uid
@@ -20,6 +26,15 @@ from tests.simulator.node import TREE_GROUP, WALL_START, SimulatedNode
 from tests.simulator.story import OPERATIONS, PACE_ALL, PACE_SOME, Event, Story
 
 MAX_NODES = 5
+_SPEEDS = (
+    (1.0, 1.0, 1.0, 0.5),
+    (0.1, 1.0, 2.0, 0.5),
+    (2.0, 2.0, 0.2, 0.1),
+    (3.0, 3.0, 3.0, 1.0),
+    (0.05, 2.0, 3.0, 0.1),
+)
+"""Of ordering, receiving, running, committing."""
+
 CONF = b"totem {\n  config_version: 1\n}\n"
 
 
@@ -50,10 +65,13 @@ class Journal:
         self.lines: list[str] | None = None
         self.verifications = 0
 
+    # Nothing is corrupt here: no replica has a reason for a critical line.
     def emit(self, level: object, form: str, /, **values: object) -> None:
         line = str(values.get("text", form))
         if line == "data verification successful":
             self.verifications += 1
+        if level is LogLevel.critical:
+            raise Violation(line)
         if self.lines is not None:
             self.lines.append(line)
 
@@ -93,11 +111,17 @@ class Operation:
         self.succeeded: Callable[[Uid], None] | None = None
         self._simulation = simulation
         self._pid = node.pid
+        self._departures = node.proposer.departures
 
     @property
     def due(self) -> bool:
         """Whether its client waits for an outcome, and its daemon lives."""
         return self.outcome is None and self.node.alive and self.node.pid == self._pid
+
+    @property
+    def stayed(self) -> bool:
+        """Whether its daemon has been in the group ever since."""
+        return self.node.alive and self.node.pid == self._pid and self.node.proposer.departures == self._departures
 
     def __call__(self, outcome: int, /) -> None:
         if self.outcome is not None:
@@ -228,24 +252,30 @@ class Simulation:
     def _flow_some(self, random: Random) -> None:
         """A random part of what is under way."""
         nodes = self._node_list
-        size = len(nodes)
-        for _ in range(int(random.random() * 12) + 1):
-            draw = random.random()
-            node = nodes[int(draw * size)]
-            draw = (draw * size) % 1.0
-            count = 1 + int(random.random() * 4)
+        for _ in range(int(random.random() * 16) + 1):
+            self._step(nodes, random)
+
+    @staticmethod
+    def _step(nodes: list[SimulatedNode], random: Random) -> None:
+        """One small thing on one of C{nodes} (the more often it is in there, the likelier), if there is one to do."""
+        possible: list[Callable[[int], int]] = []
+        start = int(random.random() * len(nodes))
+        for offset in range(len(nodes)):
+            node = nodes[start - offset]
             corosync = node.corosync
-            if draw < 0.25:
-                if corosync.up:
-                    corosync.order(count)
-            elif draw < 0.5:
-                if corosync.up:
-                    corosync.receive(count)
-            elif node.runs:
-                if draw < 0.85:
-                    node.run(count)
-                else:
-                    node.settle()
+            if corosync.up:
+                if corosync.outbox:
+                    possible.append(corosync.order)
+                if corosync.position < len(corosync.ring.log):
+                    possible.append(corosync.receive)
+            if node.runs:
+                if node.waiting:
+                    possible.append(node.run)
+                if node.store.waiting:
+                    possible.append(node.settle)
+            if possible:
+                possible[int(random.random() * len(possible))](1 + int(random.random() * 4))
+                return
 
     def _advance(self, seconds: float) -> None:
         self.now += seconds
@@ -257,6 +287,46 @@ class Simulation:
 
     def on_flow(self, event: Event) -> None:
         self.flow(event.luck)
+
+    def on_busy(self, event: Event) -> None:
+        """Clients everywhere, while some of what is under way happens; some things are slower than others."""
+        random = Random(event.luck)
+        pairs = [(node, random.choice(_SPEEDS)) for node in self._node_list]
+        for _ in range(event.arguments[0]):
+            for _ in range(int(random.random() * 10)):
+                self._weighted_step(pairs, random)
+            node = random.choice(self._node_list)
+            if node.runs:
+                self._operate(node, random.randrange(len(OPERATIONS)), random.getrandbits(16))
+
+    @staticmethod
+    def _weighted_step(pairs: Sequence[tuple[SimulatedNode, tuple[float, ...]]], random: Random) -> None:
+        """One of the small things that can be done; each node has its own speeds."""
+        possible: list[Callable[[int], int]] = []
+        limits: list[float] = []
+        total = 0.0
+        for node, (order, receive, run, settle) in pairs:
+            corosync = node.corosync
+            if corosync.up:
+                if corosync.outbox:
+                    possible.append(corosync.order)
+                    total += order
+                    limits.append(total)
+                if corosync.position < len(corosync.ring.log):
+                    possible.append(corosync.receive)
+                    total += receive
+                    limits.append(total)
+            if node.runs:
+                if node.waiting:
+                    possible.append(node.run)
+                    total += run
+                    limits.append(total)
+                if node.store.waiting:
+                    possible.append(node.settle)
+                    total += settle
+                    limits.append(total)
+        if possible:
+            possible[bisect(limits, random.random() * total)](1 + int(random.random() * 3))
 
     def on_order(self, event: Event) -> None:
         corosync = self.nodes[event.node].corosync
@@ -324,6 +394,19 @@ class Simulation:
             return
         self.network.component = components
         self._reform(event)
+
+    def on_cut(self, event: Event) -> None:
+        """A node is cut off just when it sends: it may be the only one that gets its messages."""
+        node = self.nodes[event.node]
+        if self._may_fail({event.node}):
+            random = Random(event.luck)
+            for _ in range(event.arguments[0]):
+                if node.runs:
+                    self._operate(node, random.randrange(len(OPERATIONS)), random.getrandbits(16))
+                    if node.corosync.up and random.random() < 0.8:
+                        node.corosync.order(1000)
+            self.network.component = {**dict.fromkeys(self.nodes, 0), event.node: 1}
+            self._reform(event)
 
     def on_heal(self, event: Event) -> None:
         self.network.component = dict.fromkeys(self.nodes, 0)
@@ -414,7 +497,9 @@ class Simulation:
         node = self.nodes[event.node]
         if not node.runs:
             return
-        kind, number = event.arguments
+        self._operate(node, *event.arguments)
+
+    def _operate(self, node: SimulatedNode, kind: int, number: int) -> None:
         getattr(self, "do_" + OPERATIONS[kind])(node, number)
 
     def propose(self, node: SimulatedNode, change: Change, succeeded: Callable[[Uid], None] | None = None) -> Operation:
@@ -562,8 +647,12 @@ class Simulation:
         unanswered = [operation.change for operation in self.operations if operation.due]
         if unanswered:
             raise Violation(f"never answered: {unanswered}")
-        tree = self._node_list[0].replica.tree
         history = self.history
+        for operation in self.operations:
+            uid = operation.uid
+            if operation.outcome == -EIO and uid is not None and operation.stayed and not history.was_delivered(uid):
+                raise Violation(f"{operation.change}, sent as {uid}, was never delivered")
+        tree = self._node_list[0].replica.tree
         history.check_kept(self._node_list[0].chain)
         excused = len(history.unpromised) + len(history.forked)
         if not excused:
@@ -582,6 +671,19 @@ class Simulation:
             raise Violation("verification fails on the healed cluster")
         self._check_equal()
         check_tree(self._node_list[0].replica.tree)
+        if self.story.status:
+            self._check_status()
+
+    def _check_status(self) -> None:
+        """Each node has the others' values, but for those that corosync refused."""
+        for node in self._node_list:
+            for other in self._node_list:
+                assert node.status is not None and other.status is not None
+                if node.corosync.refused:
+                    continue
+                for key, value in node.status.replica._own.items():
+                    if _value(other.status, key, node.name) != value:
+                        raise Violation(f"node {other.node_id} has not {key!r} of node {node.node_id}, {value!r}")
 
     def _check_equal(self) -> None:
         """All trees, in memory and stored, are identical."""
@@ -596,6 +698,13 @@ class Simulation:
                 raise Violation(f"nodes 1 and {node.node_id} store different rows")
         if first.store.stored().index() != index:
             raise Violation("the database is not the tree")
+
+
+def _value(status: StatusService, key: bytes, node: bytes) -> bytes | None:
+    try:
+        return status.value(key, node)
+    except OperationError:
+        return None
 
 
 def _file(number: int) -> bytes:

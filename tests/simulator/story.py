@@ -69,9 +69,12 @@ OPERATIONS = ("keep", "write", "create", "mkdir", "delete", "rename", "truncate"
 _OPERATION_WEIGHTS = (8, 5, 3, 2, 3, 3, 1, 1, 3, 3, 1, 4, 2, 2, 2, 1)
 
 _FAULTS = {
-    "split": 6, "heal": 7, "kill": 7, "start": 9, "stop": 2, "wipe": 2, "corosync_kill": 4, "corosync_start": 6,
+    "split": 5, "cut": 3, "heal": 7, "kill": 7, "start": 9, "stop": 2, "wipe": 2, "corosync_kill": 4, "corosync_start": 6,
     "freeze": 3, "thaw": 5, "disk_full": 2, "disk_free": 4, "congest": 2, "clear": 4, "verify": 2,
 }  # fmt: skip
+_DISTURBING = frozenset(
+    ("split", "cut", "heal", "kill", "start", "corosync_kill", "corosync_start", "thaw", "wipe", "congest")
+)
 _GRAINS = {"order": 4, "receive": 5, "run": 8, "settle": 5, "flow": 8}
 _FAULT_KINDS, _FAULT_WEIGHTS = list(_FAULTS), list(_FAULTS.values())
 _GRAIN_KINDS, _GRAIN_WEIGHTS = list(_GRAINS), list(_GRAINS.values())
@@ -91,17 +94,25 @@ def tell(seed: int, steps: int = 60) -> Story:
     # At first all come together, in most stories without a fault.
     if random.random() < 0.8:
         events.append(Event("flow", 0, (), PACE_ALL, random.getrandbits(32)))
-    for _ in range(steps - len(events)):
+    storm = random.choice((0.0, 0.3, 0.7))
+    while len(events) < steps:
         node = 1 + int(random.random() * size)
         kind, arguments = _draw(random, trouble, size)
-        events.append(Event(kind, node, arguments, random.choice(_PACES), random.getrandbits(32)))
-    return Story(seed, votes, strict, status, skews, random.choice((3600.0, 3600.0, 7.0)), tuple(events))
+        stormy = kind in _DISTURBING and random.random() < storm
+        pace = PACE_NONE if stormy else random.choice(_PACES)
+        events.append(Event(kind, node, arguments, pace, random.getrandbits(32)))
+        if stormy:
+            rounds = 2 + int(random.random() * 12)
+            events.append(Event("busy", 0, (rounds,), random.choice(_PACES), random.getrandbits(32)))
+    return Story(seed, votes, strict, status, skews, random.choice((3600.0, 3600.0, 7.0)), tuple(events[:steps]))
 
 
 def _draw(random: Random, trouble: float, size: int) -> tuple[str, tuple[int, ...]]:
     draw = random.random()
     if draw < trouble:
         kind = random.choices(_FAULT_KINDS, _FAULT_WEIGHTS)[0]
+        if kind == "cut":
+            return kind, (1 + int(random.random() * 3),)
         if kind == "split":
             return kind, tuple(random.choice((0, 0, 1)) for _ in range(size))
         return kind, ()
