@@ -9,6 +9,7 @@ SECONDS_OF_TESTS ?= 2400
 TESTS ?= tests
 SEEDS ?= 200
 MINUTES ?= 5
+BENCH ?= --json build/benchmarks.json
 
 help:
 	@echo "make run            install what is missing, start a local node below .run, show it"
@@ -21,7 +22,7 @@ help:
 	@echo "make dist           wheel and source distribution, in dist"
 	@echo "make simulate       simulated clusters (SEEDS=$(SEEDS))"
 	@echo "make chaos          real clusters under faults (MINUTES=$(MINUTES))"
-	@echo "make bench          measurements"
+	@echo "make bench          measurements (BENCH=--help tells which)"
 	@echo "make clean          remove what was built"
 
 run:
@@ -70,7 +71,7 @@ chaos: needs
 	$(VENV)/python -m tests.chaos --minutes $(MINUTES)
 
 bench: needs
-	$(VENV)/python -m benchmarks.store
+	$(VENV)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf build dist debian/.debhelper debian/pvecfs debian/*.substvars debian/*.debhelper* debian/files debian/debhelper-build-stamp
