@@ -22,7 +22,7 @@ class GroupTests(LabCase):
         for number, peer in enumerate(peers, 1):
             peer.command("send", f"{number}:", 200, 100)
         for peer in peers:
-            eventually(lambda peer=peer: len(texts(peer)) == 300, 15, "all messages")  # type: ignore[misc]
+            eventually(lambda peer=peer: len(texts(peer)) == 300, 60, "all messages")  # type: ignore[misc]
         order = texts(peers[0])
         self.assertEqual([texts(peer) for peer in peers[1:]], [order, order])
         for sender in (1, 2, 3):
@@ -89,7 +89,7 @@ class GroupTests(LabCase):
         peer = self.peer(1)
         peer.command("send", "raise")
         self.assertIn("as told to", peer.wait("lost")["reason"])
-        eventually(lambda: any("RuntimeError: as told to" in line for line in peer.log), 5, "the traceback in the log")
+        eventually(lambda: any("RuntimeError: as told to" in line for line in peer.log), 30, "the traceback in the log")
         peer.command("send", "refused")
         self.assertEqual(peer.wait("refused")["error"], "CorosyncUnavailable")
         peer.command("open")
@@ -106,7 +106,7 @@ class GroupTests(LabCase):
             total += sent["count"]
         self.assertEqual({event["error"] for event in peer.of_kind("refused")} - {"TryAgain"}, set())
         for each in (peer, other):
-            eventually(lambda each=each: len(texts(each)) == total, 30, "all messages")  # type: ignore[misc]
+            eventually(lambda each=each: len(texts(each)) == total, 120, "all messages")  # type: ignore[misc]
         self.assertEqual(texts(peer), texts(other))
 
     def test_nothing_leaks(self) -> None:
@@ -123,7 +123,7 @@ class GroupTests(LabCase):
         self.assertEqual(peer.of_kind("lost"), [])
         root = self.node(1).root
         # One directory per connection of quorum and cmap: those of the group are gone.
-        eventually(lambda: len(list(Path(root, "dev/shm").glob("qb-*"))) <= 2 * 2, 5, "clean /dev/shm")
+        eventually(lambda: len(list(Path(root, "dev/shm").glob("qb-*"))) <= 2 * 2, 30, "clean /dev/shm")
 
     def test_configuration(self) -> None:
         """The node list is read, and read again, once, when corosync has read a new corosync.conf."""
@@ -174,11 +174,11 @@ class FailureTests(LabCase):
         peer.mark()
         peer.command("send", "refused")
         self.assertEqual(peer.wait("refused")["error"], "CorosyncUnavailable")
-        eventually(lambda: len(peer.of_kind("lost")) == 2, 5, "the second loss")
+        eventually(lambda: len(peer.of_kind("lost")) == 2, 30, "the second loss")
         configurations = len(peer.of_kind("configuration"))
         self.node(1).start_corosync()
         peer.wait("quorum", lambda event: event["quorate"], 20)
-        eventually(lambda: len(peer.of_kind("configuration")) > configurations, 5, "the configuration")
+        eventually(lambda: len(peer.of_kind("configuration")) > configurations, 30, "the configuration")
         peer.command("open")
         peer.wait("membership", lambda event: event["members"] == [peer.member, other.member])
 
