@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from benchmarks.local import grown_tree, say
 from benchmarks.mount import Figures
 from pvecfs.store.sqlite import create
+from pvecfs.tree.tree import Tree
 from tests.lab import Lab, LabNode, eventually
 
 READY_SECONDS = 60.0
@@ -80,6 +82,13 @@ def daemon_pid(node: LabNode) -> int:
     return pid
 
 
+def _provide(node: LabNode, tree: Tree) -> None:
+    """Give C{node} a database. SQLite opens no path through /proc, by which we reach the node's files."""
+    with tempfile.TemporaryDirectory() as directory:
+        create(f"{directory}/config.db", tree)
+        shutil.copy(f"{directory}/config.db", node.database)
+
+
 def synchronisation(entries: int) -> Figures:
     """Seconds until a node that has nothing has all of C{entries}, from two that have them."""
     with Lab(3) as lab:
@@ -90,7 +99,7 @@ def synchronisation(entries: int) -> Figures:
         path = tree.path_of(last.inode)
         assert path is not None
         for node in nodes[:2]:
-            create(str(node.database), delta.tree)
+            _provide(node, delta.tree)
             node.start_pvecfs(wait=READY_SECONDS)
         for node in nodes[:2]:
             eventually(_writable(node), READY_SECONDS, f"{node.name} to be writable")
