@@ -102,6 +102,7 @@ class SqliteStore:
         self._root: Entry | None = None
         self._broken: StoreError | None = None
         self._log_bytes = 0  # an upper estimate: SQLite does not tell without being asked
+        self._log_in_doubt = False  # a sync of it may have failed; set by the copier too, before it is joined
         self._checkpoint_at = BUSY_LOG
         self._copier: Thread | None = None
 
@@ -133,8 +134,10 @@ class SqliteStore:
             outcome = self._broken
             if outcome is None:
                 try:
+                    self._renew_log()
                     os.fdatasync(self._log_fd)
                 except OSError as error:
+                    self._log_in_doubt = True
                     outcome = StoreError(error.errno or EIO, f"{self.path}-wal: {error.strerror}")
             _tell(settled, outcome)
 
@@ -290,7 +293,8 @@ class SqliteStore:
             self._relieve()
 
     def _failed(self, error: Exception) -> StoreError:
-        """Undo a transaction that failed."""
+        """Undo what failed."""
+        self._log_in_doubt = True
         with suppress(sqlite3.Error):
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -298,6 +302,8 @@ class SqliteStore:
             return error
         if isinstance(error, sqlite3.Error):
             return rows.error_of(error, self.path)
+        if isinstance(error, OSError):
+            return StoreError(error.errno or EIO, f"{self.path}: {error.strerror}")
         _log.failure("a commit failed in a way that was not foreseen")
         return StoreError(EIO, f"{self.path}: {error}")
 
@@ -342,6 +348,13 @@ class SqliteStore:
             self._await_copier()
             self._checkpoint()
         elif self._copier is None:
+            try:
+                self._renew_log()
+            except OSError as error:
+                self._log_in_doubt = True
+                _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
+                self._checkpoint_at = self._log_bytes + BUSY_LOG
+                return
             self._copier = Thread(target=self._copy_log, name="pvecfs-checkpoint", daemon=True)
             self._copier.start()
 
@@ -352,6 +365,7 @@ class SqliteStore:
                 connection.execute("PRAGMA synchronous=NORMAL").fetchall()
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error as error:
+            self._log_in_doubt = True
             _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
         self._queue.put(self._copied)
 
@@ -375,6 +389,7 @@ class SqliteStore:
         if connection is None or self._broken is not None:
             return
         try:
+            self._renew_log()
             busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if busy or copied < frames:  # someone reads an old state, a backup for instance
                 self._log_bytes = frames * (self._page_size + 24)
@@ -384,7 +399,7 @@ class SqliteStore:
             self._checkpoint_at = BUSY_LOG
             if restart and frames:
                 self._touch(connection)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             # The commits are in the log; if there is more to it, the next commit finds out.
             self._failed(error)
             self._checkpoint_at = self._log_bytes + BUSY_LOG
@@ -397,19 +412,43 @@ class SqliteStore:
         connection.execute("UPDATE tree SET type = 12 - type WHERE inode = 0")
         connection.execute("COMMIT")
 
+    def _renew_log(self) -> None:
+        """If a sync of the log may have failed, write all of it once more.
+
+        The kernel reports a failed sync once, and takes what it could not write for written. The next sync would
+        succeed without writing it; then the log would be copied into the database, and after a power loss the
+        database would be half new, with no log to make it whole.
+        """
+        if not self._log_in_doubt or self._log_fd < 0:
+            return
+        fd = os.open(self.path + "-wal", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            offset = 0
+            while block := os.pread(fd, 1024 * 1024, offset):
+                offset += os.pwrite(fd, block, offset)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        self._log_in_doubt = False
+
     def _close(self) -> None:
         self._await_copier()
         connection, self._connection = self._connection, None
+        if connection is not None:
+            # Closing it would copy the log too. What fails once may succeed when the log was written anew.
+            for _ in range(2):
+                try:
+                    self._renew_log()
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    break
+                except (sqlite3.Error, OSError) as error:
+                    self._log_in_doubt = True
+                    _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
         if self._log_fd >= 0:
             os.close(self._log_fd)
             self._log_fd = -1
-        if connection is None:
-            return
-        try:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error as error:
-            _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
-        connection.close()
+        if connection is not None:
+            connection.close()
 
     # Opening
 
@@ -470,12 +509,19 @@ class SqliteStore:
         log = self.path + "-wal"
         self._log_fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
         self._log_bytes = os.stat(log).st_size
+        # What another process left there may be what it could not sync.
+        self._log_in_doubt = self._log_bytes > 0
         sync_directory(self.path)
         return connection
 
     def _recover(self, tree: Tree) -> None:
         """Open the database anew and write what differs from C{tree}."""
         self._await_copier()
+        try:
+            self._renew_log()
+        except OSError as error:
+            self._broken = self._failed(error)
+            raise self._broken from error
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.close()
