@@ -46,3 +46,7 @@ def needs_corosync() -> Callable[[T], T]:
 
 def needs_libqb() -> Callable[[T], T]:
     return _needs(None if ctypes.util.find_library("qb") is not None else "needs libqb")
+
+
+def needs_gcc() -> Callable[[T], T]:
+    return _needs(None if shutil.which("gcc") is not None else "needs gcc, to compile a library for the test")
