@@ -1,0 +1,144 @@
+"""Who takes the kernel's requests: the thread, or the reactor while changes come. Without a mount."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from errno import EAGAIN
+from threading import Thread
+from typing import Any
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from pvecfs.fuse import lowlevel
+from pvecfs.fuse.intake import AT_ONCE, QUIET, Intake
+
+
+class MemoryReactor(Clock):
+    """A clock, the readers, and the calls from threads, made by L{run}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: set[object] = set()
+        self.from_threads: deque[Callable[[], object]] = deque()
+
+    def callFromThread(self, callable: Callable[..., object], *arguments: object) -> None:
+        self.from_threads.append(lambda: callable(*arguments))
+
+    def addReader(self, reader: object) -> None:
+        self.readers.add(reader)
+
+    def removeReader(self, reader: object) -> None:
+        self.readers.discard(reader)
+
+    def run(self) -> None:
+        while self.from_threads:
+            self.from_threads.popleft()()
+
+
+class IntakeTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.pipe = os.pipe()
+        self.addCleanup(os.close, self.pipe[0])
+        self.addCleanup(os.close, self.pipe[1])
+        self.waiting = 0  # requests
+        self.answered: list[int] = []
+        self.end = -EAGAIN
+        self.patch(lowlevel, "session_fd", lambda session: self.pipe[0])
+        self.patch(lowlevel, "session_receive", self.receive)
+        self.patch(lowlevel, "session_process", lambda session, buffer: self.answered.append(session))
+        self.reactor = MemoryReactor()
+        self.intake = Intake(self.reactor, 7)
+        self.submitted: list[object] = []
+
+    def receive(self, session: int, buffer: Any) -> int:
+        if not self.waiting:
+            return self.end
+        self.waiting -= 1
+        return 100
+
+    def change_on_thread(self, name: str) -> None:
+        """A change comes from another thread than the reactor's."""
+        thread = Thread(target=self.intake.submit, args=(self.submitted.append, name))
+        thread.start()
+        thread.join()
+
+    def test_interface(self) -> None:
+        verifyObject(IReadDescriptor, self.intake)
+        self.assertEqual(self.intake.fileno(), self.pipe[0])
+
+    def test_first_change_begins_a_burst(self) -> None:
+        self.change_on_thread("a")
+        self.assertEqual(self.submitted, [], "changes are brought in on the reactor thread")
+        self.reactor.run()
+        self.assertEqual(self.submitted, ["a"])
+        self.assertEqual(self.reactor.readers, {self.intake})
+
+    def test_changes_that_the_reactor_takes_come_in_at_once(self) -> None:
+        self.change_on_thread("a")
+        self.reactor.run()
+        self.intake.submit(self.submitted.append, "b")
+        self.assertEqual(self.submitted, ["a", "b"])
+        self.assertEqual(len(self.reactor.from_threads), 0)
+
+    def test_quiet_ends_it(self) -> None:
+        self.change_on_thread("a")
+        self.reactor.run()
+        for _ in range(3):
+            self.intake.submit(self.submitted.append, "b")
+            self.reactor.advance(QUIET)
+            self.assertEqual(self.reactor.readers, {self.intake})
+        self.reactor.advance(QUIET)
+        self.assertEqual(self.reactor.readers, set())
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.change_on_thread("c")
+        self.reactor.run()
+        self.assertEqual(self.reactor.readers, {self.intake}, "the next change begins another")
+
+    def test_others_have_their_turn(self) -> None:
+        self.waiting = AT_ONCE + 3
+        self.intake.doRead()
+        self.assertEqual(self.answered, [7] * AT_ONCE)
+        self.intake.doRead()
+        self.assertEqual(self.answered, [7] * (AT_ONCE + 3))
+
+    def test_thread_answers_what_is_left_lying(self) -> None:
+        """The reactor took over and then is kept by something: requests are answered all the same."""
+        self.change_on_thread("a")  # from now on the thread rests, though the reactor does nothing
+        self.waiting = 2
+        answered = self.answered
+
+        def process(session: int, buffer: Any) -> None:
+            answered.append(session)
+            if not self.waiting:
+                self.end = 0  # the session is over
+
+        self.patch(lowlevel, "session_process", process)
+        thread = Thread(target=self.intake.run, daemon=True)
+        thread.start()
+        thread.join(10)
+        self.assertFalse(thread.is_alive())
+        self.assertEqual(answered, [7, 7])
+
+    def test_end_of_the_session(self) -> None:
+        self.change_on_thread("a")
+        self.reactor.run()
+        self.end = 0
+        self.intake.doRead()
+        self.assertEqual(self.reactor.readers, set())
+        self.intake.run()  # ends at once
+        self.change_on_thread("b")
+        self.reactor.run()
+        self.assertEqual(self.submitted, ["a", "b"], "whoever submitted is answered")
+        self.assertEqual(self.reactor.readers, set())
+        self.intake.free()
+
+    def test_lost_connection(self) -> None:
+        self.change_on_thread("a")
+        self.reactor.run()
+        self.intake.connectionLost(None)  # type: ignore[arg-type]  # the reason does not matter
+        self.assertEqual(self.reactor.readers, set())
