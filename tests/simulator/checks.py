@@ -45,9 +45,10 @@ class History:
     @ivar strict: only ever a minority fails, so there is no excuse for a lost change.
     @ivar acknowledged: the messages whose changes were acknowledged.
     @ivar submitted: the payloads of all messages that were given to a machine to send.
-    @ivar unpromised: acknowledged changes that a majority of the votes did not hold at some time since.
+    @ivar unpromised: changes that a majority of the votes did not hold at some time since they were applied.
     @ivar lost: acknowledged changes that are gone in the end.
-    @ivar forked: acknowledged changes that a majority held, and that lost to a tree which only a minority had made.
+    @ivar forked: acknowledged changes that a majority held, and that lost to a tree whose first other change a majority
+        did not hold.
     """
 
     def __init__(self, network: Network, strict: bool) -> None:
@@ -61,7 +62,7 @@ class History:
         self.submitted: dict[Uid, bytes] = {}
         self.deliveries = 0
         self._unchanged: set[Uid] = set()
-        self._applied_by: dict[Uid, set[int]] = {}
+        self._applied_by: dict[Uid, set[int]] = {BASE: set(network.nodes)}
         self._states: dict[tuple[Member, bytes], Chain] = {}
         self._sequences: dict[Epoch, list[_Delivered]] = {}
         self._positions: dict[int, tuple[Epoch, int]] = {}
@@ -149,23 +150,21 @@ class History:
         return any(sent.uid == uid for sent in corosync.ring.log[corosync.position :] if sent.group == TREE_GROUP)
 
     def open_changes(self) -> list[Uid]:
-        """Acknowledged changes that some node's database may lack."""
+        """Changes that some node's database may lack, and that a majority has held so far."""
         chains = [node.stored_chain for node in self.nodes.values()]
         first = chains[0]
         if all(chain == first for chain in chains):
-            if len(first) >= len(self.acknowledged):
+            if len(first) >= len(self._applied_by):
                 return []
             common = set(first)
         else:
             common = set(first).intersection(*chains[1:])
-        return [uid for uid in self.acknowledged if uid not in common]
+        return [uid for uid in self._applied_by if uid not in common and uid not in self.unpromised]
 
     def look_for_unpromised(self) -> None:
-        """After a fault: which acknowledged changes has the majority lost?"""
+        """Which changes that were applied does a majority not hold?"""
         for uid in self.open_changes():
-            if uid not in self.unpromised and not self.network.has_majority(
-                node_id for node_id, node in self.nodes.items() if self.holds(node, uid)
-            ):
+            if not self.network.has_majority(node_id for node_id, node in self.nodes.items() if self.holds(node, uid)):
                 self.unpromised.add(uid)
 
     def _dropped(self, node: SimulatedNode, old: Chain, new: Chain) -> None:
@@ -182,7 +181,9 @@ class History:
             return
         if not self.strict:
             start = next((index for index, uid in enumerate(new) if uid not in old), None)
-            if start is not None and not self.network.has_majority(self._applied_by.get(new[start], set())):
+            if start is not None and (
+                new[start] in self.unpromised or not self.network.has_majority(self._applied_by.get(new[start], ()))
+            ):
                 self.forked.update(lost)
                 return
         raise Violation(f"node {node.node_id} drops {lost}, acknowledged and held by a majority, for {new}")

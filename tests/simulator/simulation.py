@@ -488,7 +488,7 @@ class Simulation:
 
     def on_verify(self, event: Event) -> None:
         node = self.nodes[event.node]
-        if node.runs:
+        if node.runs and node.machine._lowest:  # else nobody asks it to
             node.service._input(node.machine.request_verification)
 
     # -- events: clients
@@ -636,7 +636,7 @@ class Simulation:
             machine = node.machine
             if machine.mode is not Mode.SYNCED or len(machine.members) != everybody or len(machine.synced) != everybody:
                 return False
-            if not node.ledger.writable or node.proposer._waiting or node.proposer._held:
+            if not node.ledger.writable or node.proposer._waiting or node.proposer._held or node.service._unsent:
                 return False
             if node.status is not None and node.status_service.machine.mode is not Mode.SYNCED:
                 return False

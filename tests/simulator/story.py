@@ -69,8 +69,8 @@ OPERATIONS = ("keep", "write", "create", "mkdir", "delete", "rename", "truncate"
 _OPERATION_WEIGHTS = (8, 5, 3, 2, 3, 3, 1, 1, 3, 3, 1, 4, 2, 2, 2, 1)
 
 _FAULTS = {
-    "split": 5, "cut": 3, "heal": 7, "kill": 7, "start": 9, "stop": 2, "wipe": 2, "corosync_kill": 4, "corosync_start": 6,
-    "freeze": 3, "thaw": 5, "disk_full": 2, "disk_free": 4, "congest": 2, "clear": 4, "verify": 2,
+    "split": 5, "cut": 3, "heal": 7, "kill": 7, "start": 9, "stop": 2, "wipe": 2, "corosync_kill": 4,
+    "corosync_start": 6, "freeze": 3, "thaw": 5, "disk_full": 2, "disk_free": 4, "congest": 2, "clear": 4, "verify": 2,
 }  # fmt: skip
 _DISTURBING = frozenset(
     ("split", "cut", "heal", "kill", "start", "corosync_kill", "corosync_start", "thaw", "wipe", "congest")
