@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from errno import EINVAL, EIO
-from queue import Empty, SimpleQueue
 from threading import Thread, current_thread
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from pvecfs.interfaces import IStore, Settled
 from pvecfs.log import logger
 from pvecfs.store import rows
 from pvecfs.store.errors import StoreError
+from pvecfs.store.mailbox import Mailbox
 from pvecfs.store.rows import DEFAULT_PAGE_SIZE, Connect
 from pvecfs.tree.entry import ROOT_INODE, Entry
 from pvecfs.tree.errors import TreeDefect
@@ -94,7 +94,7 @@ class SqliteStore:
         self._page_size = page_size
         self._connect = connect
         # What the thread is to do, in order: commits as pairs, anything else as a callable; None ends it.
-        self._queue: SimpleQueue[_Commit | _Task | None] = SimpleQueue()
+        self._queue: Mailbox[_Commit | _Task | None] = Mailbox()
         self._thread: Thread | None = None
         # All below belongs to the store's thread.
         self._connection: sqlite3.Connection | None = None
@@ -203,6 +203,7 @@ class SqliteStore:
 
     def _start(self) -> None:
         self.path = os.path.realpath(self.path)  # SQLite keeps the log beside the file itself
+        self._queue.open()
         self._thread = Thread(target=self._run, name="pvecfs-store", daemon=True)
         self._thread.start()
 
@@ -253,13 +254,12 @@ class SqliteStore:
         queue = self._queue
         patience: float | None = None
         while True:
-            try:
-                first = queue.get(timeout=patience)
-            except Empty:
+            items = queue.take(patience)
+            if not items:
                 patience = self._rest(patience or 0.0)
                 continue
             commits: list[_Commit] = []
-            for item in (first, *(queue.get_nowait() for _ in range(queue.qsize()))):
+            for item in items:
                 if isinstance(item, tuple):
                     commits.append(item)
                     continue
@@ -267,6 +267,7 @@ class SqliteStore:
                     self._commit(commits)
                     commits = []
                 if item is None:
+                    queue.close()
                     return
                 item()
             if commits:
