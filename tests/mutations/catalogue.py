@@ -66,6 +66,7 @@ MUTATIONS = (
         GroupMachine._deliver_queue,
         "if queued.sender in self.synced:",
         "if queued.sender in self.synced or queued.sender not in self.members:",
+        mixed=True,
     ),
     Mutation(
         "queued messages of members that are not synced are delivered",
@@ -176,7 +177,7 @@ MUTATIONS = (
         "acknowledged before the commit",
         Ledger.commit,
         "self.newest = delta.tree\n",
-        "self.newest = delta.tree\n    if acknowledge is not None:\n        acknowledge(outcome)\n        acknowledge = None\n",
+        "self.newest = delta.tree\n    acknowledge = acknowledge and acknowledge(outcome)\n",
     ),
     Mutation(
         "a failed commit is acknowledged",

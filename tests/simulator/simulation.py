@@ -23,7 +23,7 @@ from pvecfs.tree.tree import Tree
 from tests.simulator.checks import History, Violation, check_tree
 from tests.simulator.corosync import Network, Uid
 from tests.simulator.node import TREE_GROUP, WALL_START, SimulatedNode
-from tests.simulator.story import OPERATIONS, PACE_ALL, PACE_SOME, Event, Story
+from tests.simulator.story import OPERATIONS, PACE_ALL, PACE_NONE, PACE_SOME, Event, Story
 
 MAX_NODES = 5
 _SPEEDS = (
@@ -296,7 +296,11 @@ class Simulation:
             for _ in range(int(random.random() * 10)):
                 self._weighted_step(pairs, random)
             node = random.choice(self._node_list)
-            if node.runs:
+            if random.random() < event.arguments[1] / 100.0:
+                kind = random.choice(("kill", "start", "start", "split", "heal", "heal"))
+                components = tuple(int(random.random() < 0.3) for _ in self.nodes) if kind == "split" else ()
+                getattr(self, "on_" + kind)(Event(kind, node.node_id, components, PACE_NONE, random.getrandbits(32)))
+            elif node.runs:
                 self._operate(node, random.randrange(len(OPERATIONS)), random.getrandbits(16))
 
     @staticmethod

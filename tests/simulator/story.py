@@ -103,7 +103,9 @@ def tell(seed: int, steps: int = 60) -> Story:
         events.append(Event(kind, node, arguments, pace, random.getrandbits(32)))
         if stormy:
             rounds = 2 + int(random.random() * 12)
-            events.append(Event("busy", 0, (rounds,), random.choice(_PACES), random.getrandbits(32)))
+            events.append(
+                Event("busy", 0, (rounds, random.choice((0, 10, 25))), random.choice(_PACES), random.getrandbits(32))
+            )
     return Story(seed, votes, strict, status, skews, random.choice((3600.0, 3600.0, 7.0)), tuple(events[:steps]))
 
 
