@@ -162,7 +162,7 @@ class KernelCache:
                         self._graves.bury(entry_before)
             if self._names + len(self._pending) > self.max_pending:
                 self._take_back_everything()
-            self._work_came.notify(LANES)
+            self._work_came.notify()
 
     def _stored(self, old: Entry | None, entry: Entry, after: Tree, synchronised: bool) -> None:
         node = node_of(entry.inode)
@@ -290,6 +290,8 @@ class KernelCache:
                     if not self._running:
                         return
                     self._work_came.wait()
+                if self._pending:  # one after the other: a lane that will wait has woken the next before
+                    self._work_came.notify()
             node, work = taken
             try:
                 self._perform(node, work)
@@ -391,7 +393,7 @@ class KernelCache:
                 again.children = True
                 again.then.append(countdown)
             work.then = []
-            self._work_came.notify(LANES)
+            self._work_came.notify()
 
     def _attributes(self, inodes: Iterable[int]) -> None:
         for inode in inodes:
