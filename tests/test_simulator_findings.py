@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from pvecfs.node.hostconf import configuration_version
 from pvecfs.replica.dcdb import TreeReplica
 from pvecfs.replica.effects import Commit, Effect, Leave
 from pvecfs.replica.machine import GroupMachine, Mode
@@ -17,6 +18,24 @@ from pvecfs.tree.tree import Tree
 
 A, B, C = Member(1, 100), Member(2, 200), Member(3, 300)
 NOW = Instant(500, 50.0)
+
+
+class ConfigurationVersionTests(SynchronousTestCase):
+    """Found by fuzzing: a number of thousands of digits in corosync.conf raised an error on every node that applied the
+    write, instead of counting as a version that cannot be parsed."""
+
+    def test_numbers(self) -> None:
+        for text, version in (
+            (b"12", 12),
+            (b"0012", 12),
+            (b"0", 0),
+            (b"%d" % (2**64 - 1), 2**64 - 1),
+            (b"%d" % 2**64, 0),
+            (b"9" * 5000, 0),
+            (b"0" * 5000 + b"7", 7),
+            (b"x", 0),
+        ):
+            self.assertEqual(configuration_version(b"totem {\n config_version: " + text + b"\n}"), version, text[:30])
 
 
 class LateMinorityTests(SynchronousTestCase):

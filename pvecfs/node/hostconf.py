@@ -27,13 +27,17 @@ RELOAD_DELAY = 1.0
 
 MODE = 0o644
 
+_MOST_DIGITS = 20  # of 2^64; int() raises an error at some thousands
+
 _VERSION = re.compile(rb"config_version\s*:\s*(\d+)")
 
 
 def configuration_version(content: bytes) -> int:
-    """The first C{config_version: N} of a corosync.conf; 0 when there is none."""
+    """The first C{config_version: N} of a corosync.conf; 0 when there is none, or it is no number of 64 bits."""
     match = _VERSION.search(content)
-    return int(match[1]) if match else 0
+    digits = b"" if match is None else match[1].lstrip(b"0")
+    version = int(digits) if 0 < len(digits) <= _MOST_DIGITS else 0
+    return version if version < 2**64 else 0
 
 
 class HostConfiguration:
