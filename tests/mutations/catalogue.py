@@ -99,18 +99,18 @@ MUTATIONS = (
         "if len(self._states) < len(self.members):",
         "if len(self._states) < min(2, len(self.members)):",
     ),
-    Mutation(
-        "no deadline of a synchronisation",
-        GroupMachine.tick,
-        "if self._deadline is not None and now.monotonic >= self._deadline:",
-        "if False:",
-    ),
     # The tree replica
     Mutation(
         "changes are applied before quorum is looked at",
         TreeReplica.deliver,
-        "if not self.quorate:",
+        "if not self.quorate or self.outdated():",
         "if False:",
+    ),
+    Mutation(
+        "what a minority delivered is applied when quorum is back",
+        TreeReplica.deliver,
+        "if not self.quorate or self.outdated():",
+        "if not self.quorate:",
     ),
     Mutation(
         "a change without quorum is passed over",

@@ -65,6 +65,7 @@ class History:
         self._applied_by: dict[Uid, set[int]] = {BASE: set(network.nodes)}
         self._states: dict[tuple[Member, bytes], Chain] = {}
         self._sequences: dict[Epoch, list[_Delivered]] = {}
+        self._newest_counts: dict[tuple[Epoch, int], dict[tuple[int, int], int]] = {}
         self._positions: dict[int, tuple[Epoch, int]] = {}
         self._holds: dict[bytes, _Hold] = {}
 
@@ -93,6 +94,10 @@ class History:
             position = 0
         self._positions[node.pid] = (epoch, position + 1)
         what = _Delivered(uid, changed, after.root.version, len(after), after.total_bytes, rows)
+        earlier = self._newest_counts.setdefault((epoch, node.pid), {})
+        if earlier.get(uid[:2], 0) >= uid[2]:
+            raise Violation(f"node {node.node_id} applies {uid} after number {earlier[uid[:2]]} of the same sender")
+        earlier[uid[:2]] = uid[2]
         if position == len(sequence):
             sequence.append(what)
         elif sequence[position] != what:

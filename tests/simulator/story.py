@@ -69,7 +69,7 @@ OPERATIONS = ("keep", "write", "create", "mkdir", "delete", "rename", "truncate"
 _OPERATION_WEIGHTS = (8, 5, 3, 2, 3, 3, 1, 1, 3, 3, 1, 4, 2, 2, 2, 1)
 
 _FAULTS = {
-    "split": 5, "cut": 3, "heal": 7, "kill": 7, "start": 9, "stop": 2, "wipe": 2, "corosync_kill": 4,
+    "split": 5, "cut": 3, "flap": 3, "heal": 7, "kill": 7, "start": 9, "stop": 2, "wipe": 2, "corosync_kill": 4,
     "corosync_start": 6, "freeze": 3, "thaw": 5, "disk_full": 2, "disk_free": 4, "congest": 2, "clear": 4, "verify": 2,
 }  # fmt: skip
 _DISTURBING = frozenset(
@@ -115,7 +115,7 @@ def _draw(random: Random, trouble: float, size: int) -> tuple[str, tuple[int, ..
         kind = random.choices(_FAULT_KINDS, _FAULT_WEIGHTS)[0]
         if kind == "cut":
             return kind, (1 + int(random.random() * 3),)
-        if kind == "split":
+        if kind in ("split", "flap"):
             return kind, tuple(random.choice((0, 0, 1)) for _ in range(size))
         return kind, ()
     draw = random.random()
