@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 from collections.abc import Callable
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
-from pvecfs.fuse import lowlevel, mountpoint
+from pvecfs.fuse import lowlevel, mountpoint, rescue
 from pvecfs.fuse.filesystem import FileSystem
 from pvecfs.fuse.graves import Graves
 from pvecfs.fuse.intake import Intake
@@ -87,6 +88,7 @@ class FuseMount(Service):
         self._operations: lowlevel.Operations | None = None
         self._session = 0
         self._connection = -1
+        self._rescue: subprocess.Popen[bytes] | None = None
         self._pool: _Threads | None = None
         self._intake: Intake | None = None
         self._ends: Deferred[Any] = succeed(None)
@@ -113,6 +115,8 @@ class FuseMount(Service):
         mounted = mountpoint.find_mounted(place)
         self._connection = mounted.connection if mounted is not None else -1
         self._mounted = True
+        if self._connection >= 0:
+            self._rescue = rescue.start(place, self._connection)
         self.kernel_cache.attach(session)
         self._start_threads(session)
         self.running = True
@@ -209,6 +213,14 @@ class FuseMount(Service):
         if not self._mounted:
             return
         self._mounted = False
+        try:
+            self._unmount_now()
+        finally:
+            if self._rescue is not None:
+                self._rescue.kill()
+                self._rescue.wait()
+
+    def _unmount_now(self) -> None:
         try:
             mountpoint.unmount(self._place)
             return
