@@ -14,10 +14,12 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from pvecfs.store.errors import StoreError
 from tests.crashpoints.crashes import Crashes, Stage
 from tests.crashpoints.disk import Disk, Record
 from tests.crashpoints.scenario import STEPS, WORDS, history
 from tests.needs import needs_gcc
+from tests.store_databases import store_at
 
 ALL = os.environ.get("PVECFS_CRASH_POINTS") == "all"
 SAMPLE = int(time.time()) // 3600
@@ -102,6 +104,21 @@ class CrashTests(Case):
         careless = self.crashes("process")
         careless.check([record for record in made if record.kind != "s"], stride=9)
         self.assertNotEqual(careless.wrong, [])
+
+
+class OpenedAgainTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_at_once_after_a_failure(self) -> None:
+        """The thread of the open that failed does not take what is for the next one's."""
+        path = os.path.abspath(self.mktemp())
+        os.mkdir(path)  # no database
+        store = store_at(path)
+        for _ in range(200):
+            self.assertRaises(StoreError, store.open)
+        os.rmdir(path)
+        self.assertEqual(store.open().version, 1)
+        store.close_now()
 
 
 @needs_gcc()

@@ -43,7 +43,7 @@ class Mailbox(Generic[Item]):
         self._items.append(item)
         if self._asleep:
             self._asleep = False
-            with suppress(BlockingIOError):  # then it has more than enough to wake up by
+            with suppress(OSError):  # it has more than enough to wake up by, or has taken this last item and closed
                 os.write(self._button.fileno(), b"!")
 
     def take(self, patience: float | None) -> list[Item]:

@@ -203,8 +203,10 @@ class SqliteStore:
 
     def _start(self) -> None:
         self.path = os.path.realpath(self.path)  # SQLite keeps the log beside the file itself
+        # A queue of its own: the thread of an open that failed may not have ended yet, and ends by what is in its own.
+        self._queue = Mailbox()
         self._queue.open()
-        self._thread = Thread(target=self._run, name="pvecfs-store", daemon=True)
+        self._thread = Thread(target=self._run, args=(self._queue,), name="pvecfs-store", daemon=True)
         self._thread.start()
 
     def _end(self) -> Thread | None:
@@ -250,8 +252,7 @@ class SqliteStore:
 
     # The store's thread
 
-    def _run(self) -> None:
-        queue = self._queue
+    def _run(self, queue: Mailbox[_Commit | _Task | None]) -> None:
         patience: float | None = None
         while True:
             items = queue.take(patience)
