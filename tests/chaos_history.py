@@ -1,0 +1,315 @@
+"""What clients under chaos wrote down, and whether a correct cluster could have answered so.
+
+Every check is sound: what it reports cannot happen on a cluster that keeps its promises. An operation whose outcome is
+unknown may have happened, at any time within L{LATE} after it ended, or not. So may one that was acknowledged on a node
+in a I{doubtful} time: while its corosync was cut off, stopped or killed. Corosync delivers a message on the node that
+sends it before others have it, so a node that is cut off in this moment acknowledges what the majority never hears of;
+no daemon behind corosync can know. (Such a node is not on the quorate side, it only has not noticed yet.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from tests.chaos_client import parsed
+
+LATE = 60.0
+"""Seconds after the end of an operation of unknown outcome within which it may still take effect."""
+
+NOTHING_HAPPENED = frozenset({"no", "ENOENT", "EEXIST", "ENOTDIR"})
+"""Results that say that the operation changed nothing (of those that are one change)."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A time in which something was wrong with a node. @ivar kind: see L{tests.chaos}."""
+
+    node: str
+    kind: str
+    begin: float
+    end: float
+
+
+DOUBTFUL_KINDS = frozenset({"cut", "freeze corosync", "kill corosync", "stop corosync", "cut all"})
+STANDSTILL_KINDS = frozenset({"freeze daemon"})
+
+
+@dataclass
+class Operation:
+    """One operation of one client. C{end} is infinite when it never came back."""
+
+    client: str
+    node: str
+    op: str
+    args: list[Any]
+    begin: float
+    end: float = inf
+    result: str = "lost"
+    doubtful: bool = False
+
+    @property
+    def certain(self) -> bool:
+        """Acknowledged, on a node that was one of the majority."""
+        return self.result == "ok" and not self.doubtful
+
+    @property
+    def possible(self) -> bool:
+        """Whether it may have happened."""
+        return self.result not in NOTHING_HAPPENED
+
+    def __str__(self) -> str:
+        return f"{self.begin:.3f}..{self.end:.3f} {self.client}: {self.op} {self.args} {self.result}"
+
+
+@dataclass
+class Verdict:
+    """@ivar violations: what a correct cluster cannot do, one line each. @ivar figures: numbers for the report."""
+
+    violations: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def load(paths: Iterable[Path], windows: Sequence[Window]) -> list[Operation]:
+    """The operations recorded in C{paths}, those of each client in order."""
+    operations: list[Operation] = []
+    for path in sorted(paths):
+        client = node = ""
+        current: dict[int, Operation] = {}
+        for line in path.read_text().splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a client that was killed
+            if "client" in event:
+                client, node = event["client"], event["node"]
+            elif "begin" in event:
+                current[event["id"]] = Operation(client, node, event["op"], event["args"], event["begin"])
+                operations.append(current[event["id"]])
+            elif "end" in event:
+                operation = current[event["id"]]
+                operation.end, operation.result = event["end"], event["result"]
+    doubtful = [window for window in windows if window.kind in DOUBTFUL_KINDS]
+    for operation in operations:
+        operation.doubtful = any(
+            window.node == operation.node and operation.begin < window.end and operation.end > window.begin
+            for window in doubtful
+        )
+    return operations
+
+
+def judge(
+    operations: Sequence[Operation],
+    files: Mapping[str, bytes],
+    guests: Mapping[int, Sequence[str]],
+    windows: Sequence[Window],
+    lock_timeout: float,
+    longest: float,
+) -> Verdict:
+    """@param files: content of all files below C{chaos} in the end.
+    @param guests: the paths of all configs in the end, by VMID.
+    @param longest: seconds that an operation may take.
+    """
+    verdict = Verdict()
+    _count(operations, verdict)
+    _check_times(operations, windows, longest, verdict)
+    _check_contents(operations, files, verdict)
+    _check_files(operations, files, verdict)
+    _check_guests(operations, guests, verdict)
+    _check_locks(operations, lock_timeout, verdict)
+    return verdict
+
+
+def _count(operations: Sequence[Operation], verdict: Verdict) -> None:
+    results: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for operation in operations:
+        known = operation.op in ("read", "look") and operation.result.isupper() is False
+        results[operation.op]["ok" if known else operation.result] += 1
+    verdict.figures["operations"] = len(operations)
+    verdict.figures["results"] = {op: dict(sorted(counts.items())) for op, counts in sorted(results.items())}
+    changes = [each for each in operations if each.op not in ("read", "look", "document")]
+    verdict.figures["acknowledged changes"] = sum(each.result == "ok" for each in changes)
+    verdict.figures["of these on a node being cut off"] = sum(each.result == "ok" and each.doubtful for each in changes)
+    times = sorted(each.end - each.begin for each in changes if each.result == "ok")
+    if times:
+        verdict.figures["seconds of an acknowledged change"] = {
+            "median": round(times[len(times) // 2], 4),
+            "99%": round(times[len(times) * 99 // 100], 4),
+            "longest": round(times[-1], 3),
+        }
+
+
+def _check_times(operations: Sequence[Operation], windows: Sequence[Window], longest: float, verdict: Verdict) -> None:
+    """Nothing takes longer than C{longest}, the time in which the node's own daemon was stopped aside."""
+    standstills = [window for window in windows if window.kind in STANDSTILL_KINDS]
+    slowest = 0.0
+    for operation in operations:
+        took = operation.end - operation.begin
+        for window in standstills:
+            if window.node == operation.node:
+                took -= max(0.0, min(operation.end, window.end) - max(operation.begin, window.begin))
+        slowest = max(slowest, took)
+        if took > longest:
+            verdict.violations.append(f"took {took:.1f} s: {operation}")
+    verdict.figures["longest operation, seconds"] = round(slowest, 3)
+
+
+def _check_contents(operations: Sequence[Operation], files: Mapping[str, bytes], verdict: Verdict) -> None:
+    """No reader, of files and documents, sees anything in part."""
+    for operation in operations:
+        if operation.result == "TORN":
+            verdict.violations.append(f"seen in part: {operation}")
+    for key, content in files.items():
+        if not key.endswith(".tmp") and content and parsed(content) is None:
+            verdict.violations.append(f"in part in the end: {key}")
+
+
+def _check_files(operations: Sequence[Operation], files: Mapping[str, bytes], verdict: Verdict) -> None:
+    """Each file has one writer, on one node: it reads what it wrote, and in the end that is there."""
+    histories: dict[str, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        if operation.op in ("put", "overwrite", "delete", "read"):
+            histories[operation.args[0]].append(operation)
+    lost_in_doubt = 0
+    for key, history in sorted(histories.items()):
+        states: set[str] = {"none"}
+        strict: set[str] = {"none"}  # as if every acknowledgement counted
+        last = ""
+        for operation in history:
+            if operation.op == "read":
+                seen = operation.result
+                if seen.isupper() or operation.doubtful or seen == "lost":
+                    continue
+                if seen not in states:
+                    verdict.violations.append(f"{operation}, possible: {sorted(states)}; before that: {last}")
+                    states.add(seen)
+            else:
+                states = _after(operation, states, operation.certain)
+                strict = _after(operation, strict, operation.result == "ok")
+            last = str(operation)
+        found = "none"
+        if key in files:
+            content = parsed(files[key])
+            found = f"{content[0]} {content[1]}" if content else "empty"
+        if found not in states:
+            verdict.violations.append(f"{key} is {found!r} in the end, possible: {sorted(states)}; last: {last}")
+        elif found not in strict:
+            lost_in_doubt += 1
+    verdict.figures["files checked"] = len(histories)
+    verdict.figures["files that lost what a node acknowledged while being cut off"] = lost_in_doubt
+
+
+def _after(operation: Operation, states: set[str], certain: bool) -> set[str]:
+    if operation.op == "delete":
+        if operation.result in NOTHING_HAPPENED:
+            return states
+        return {"none"} if certain else states | {"none"}
+    written = f"{operation.client} {operation.args[1]}"
+    if operation.op == "put":
+        if operation.result == "no":
+            return states
+        return {written} if certain else states | {written}
+    # Two changes, so that the first may have happened without the second; whatever the result says.
+    return {written} if certain else states | {"empty", written}
+
+
+def _check_guests(operations: Sequence[Operation], guests: Mapping[int, Sequence[str]], verdict: Verdict) -> None:
+    """For each VMID there is an order of what succeeded in which there is never a second config of it."""
+    histories: dict[int, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        if operation.op in ("create", "move", "destroy") and operation.possible:
+            histories[operation.args[0]].append(operation)
+    for vmid, paths in guests.items():
+        if len(paths) > 1:
+            verdict.violations.append(f"VMID {vmid} twice in the end: {list(paths)}")
+    for vmid, history in sorted(histories.items()):
+        problem = order(history, next(iter(guests.get(vmid, ())), None))
+        if problem:
+            verdict.violations.append(f"VMID {vmid}: {problem}")
+    verdict.figures["guests checked"] = len(histories)
+    verdict.figures["changes of guests in order"] = sum(map(len, histories.values()))
+
+
+def _guest_after(operation: Operation, path: str | None) -> Any:
+    """Where the config is after C{operation}, C{False} if it cannot succeed, C{None}: nowhere."""
+    if operation.op == "create":
+        return operation.args[1] if path is None else False
+    if path != operation.args[1]:
+        return False
+    return operation.args[2] if operation.op == "move" else None
+
+
+_State = tuple[str | None, frozenset[int]]
+
+
+def order(history: Sequence[Operation], final: str | None) -> str:
+    """Look for an order of C{history} (creates, moves and destructions of one VMID), each between its begin and its
+    end, that leads from no config to C{final}. @return: empty, or where there is none any more.
+
+    All orders are followed at once: a state is where the config is, and which of the pending operations are done.
+    """
+    events: list[tuple[float, int, int]] = []
+    for number, operation in enumerate(history):
+        events.append((operation.begin, 0, number))
+        end = operation.end if operation.certain else operation.end + LATE
+        events.append((end, 1, number))
+    states: set[_State] = {(None, frozenset())}
+    pending: set[int] = set()
+
+    def reached(states: set[_State]) -> set[_State]:
+        found, todo = set(states), list(states)
+        while todo:
+            path, done = todo.pop()
+            for number in pending - done:
+                after = _guest_after(history[number], path)
+                if after is not False:
+                    state = (after if isinstance(after, str) else None, done | {number})
+                    if state not in found:
+                        found.add(state)
+                        todo.append(state)
+        return found
+
+    for _, ends, number in sorted(events):
+        if not ends:
+            pending.add(number)
+            continue
+        before = states
+        states = reached(states)
+        if history[number].certain:
+            states = {state for state in states if number in state[1]}
+        states = {(path, done - {number}) for path, done in states}
+        pending.discard(number)
+        if not states:
+            places = sorted({str(path) for path, _ in before})
+            return f"{history[number]} cannot have succeeded; before it the config was at one of {places}"
+    if final not in {path for path, _ in states}:
+        return f"at {final} in the end, possible: {sorted({str(path) for path, _ in states})}"
+    return ""
+
+
+def _check_locks(operations: Sequence[Operation], lock_timeout: float, verdict: Verdict) -> None:
+    """Nobody gets a lock before its time is over or its holder gives it back."""
+    taken: dict[str, list[Operation]] = defaultdict(list)
+    given: dict[str, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        if operation.op == "lock" and operation.certain:
+            taken[operation.args[0]].append(operation)
+        elif operation.op == "unlock" and operation.possible:
+            given[operation.args[0]].append(operation)
+    for name, holders in sorted(taken.items()):
+        holders.sort(key=lambda each: each.end)
+        for position, holder in enumerate(holders):
+            for other in holders[position + 1 :]:
+                if other.end >= holder.begin + lock_timeout:
+                    break
+                if not any(
+                    each.begin < other.end and (each.end if each.certain else each.end + LATE) > holder.begin
+                    for each in given[name]
+                ):
+                    verdict.violations.append(f"a lock held by two: {holder} and {other}")
+    verdict.figures["locks taken"] = sum(map(len, taken.values()))
