@@ -1,6 +1,6 @@
 # make run: a local node to try. make test: all tests. The others: see "make help".
 .DEFAULT_GOAL := help
-.PHONY: help run stop needs test lint types docs deb test-package dist simulate chaos bench clean
+.PHONY: help run stop needs test lint types docs deb test-package dist simulate chaos reliability bench clean
 
 PYTHON ?= python3
 export PYTHON
@@ -22,6 +22,7 @@ help:
 	@echo "make dist           wheel and source distribution, in dist"
 	@echo "make simulate       simulated clusters (SEEDS=$(SEEDS))"
 	@echo "make chaos          real clusters under faults (MINUTES=$(MINUTES))"
+	@echo "make reliability    all crash points, longer loads, all of the POSIX suites (half an hour; stress-ng if it is there)"
 	@echo "make bench          measurements (BENCH=--help tells which)"
 	@echo "make clean          remove what was built"
 
@@ -69,6 +70,11 @@ simulate: needs
 
 chaos: needs
 	$(VENV)/python -m tests.chaos --minutes $(MINUTES)
+
+reliability: needs
+	PVECFS_CRASH_POINTS=all PVECFS_POSIX=all PVECFS_LEAK_SECONDS=300 $(VENV)/python -m twisted.trial \
+	    tests.test_store_crashpoints tests.test_posix tests.test_leaks
+	if command -v stress-ng >/dev/null; then $(VENV)/python -m tests.posix.stress; fi
 
 bench: needs
 	$(VENV)/python -m benchmarks $(BENCH)
