@@ -10,8 +10,8 @@ no daemon behind corosync can know. (Such a node is not on the quorate side, it 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.chaos_client import parsed
 LATE = 60.0
 """Seconds after the end of an operation of unknown outcome within which it may still take effect."""
 
-NOTHING_HAPPENED = frozenset({"no", "ENOENT", "EEXIST", "ENOTDIR"})
+NOTHING_HAPPENED = frozenset({"no", "GONE", "ENOENT", "EEXIST", "ENOTDIR"})
 """Results that say that the operation changed nothing (of those that are one change)."""
 
 
@@ -244,51 +244,83 @@ def _guest_after(operation: Operation, path: str | None) -> Any:
     return operation.args[2] if operation.op == "move" else None
 
 
-_State = tuple[str | None, frozenset[int]]
+_State = tuple[str | None, frozenset[int], frozenset[int]]
+"""Where the config is; which pending operations are done, of those that are certain, and of the others."""
+
+
+class _States:
+    """States, without those that another one makes superfluous: an operation that need not have happened and that was
+    not needed to get somewhere leaves more possibilities open than if it had happened."""
+
+    def __init__(self, states: Iterable[_State] = ()) -> None:
+        self._least: dict[tuple[str | None, frozenset[int]], list[frozenset[int]]] = defaultdict(list)
+        for state in states:
+            self.add(state)
+
+    def __iter__(self) -> Iterator[_State]:
+        return ((path, done, used) for (path, done), least in self._least.items() for used in least)
+
+    def add(self, state: _State) -> bool:
+        """@return: whether it is new."""
+        path, done, used = state
+        least = self._least[path, done]
+        if any(other <= used for other in least):
+            return False
+        least[:] = [other for other in least if not used < other] + [used]
+        return True
 
 
 def order(history: Sequence[Operation], final: str | None) -> str:
     """Look for an order of C{history} (creates, moves and destructions of one VMID), each between its begin and its
     end, that leads from no config to C{final}. @return: empty, or where there is none any more.
 
-    All orders are followed at once: a state is where the config is, and which of the pending operations are done.
+    All orders are followed at once.
     """
     events: list[tuple[float, int, int]] = []
     for number, operation in enumerate(history):
         events.append((operation.begin, 0, number))
-        end = operation.end if operation.certain else operation.end + LATE
-        events.append((end, 1, number))
-    states: set[_State] = {(None, frozenset())}
+        events.append((operation.end if operation.certain else operation.end + LATE, 1, number))
+    states = _States([(None, frozenset(), frozenset())])
     pending: set[int] = set()
 
-    def reached(states: set[_State]) -> set[_State]:
-        found, todo = set(states), list(states)
+    def reached(states: _States) -> _States:
+        found, todo = _States(states), deque(states)
         while todo:
-            path, done = todo.pop()
-            for number in pending - done:
+            path, done, used = todo.popleft()
+            alike: dict[tuple[object, ...], int] = {}
+            for number in pending - done - used:
+                operation = history[number]
+                kind = (number,) if operation.certain else (operation.op, *operation.args)
+                other = alike.get(kind)
+                # Of those that do the same and need not have happened, the one whose time is over first will do.
+                if other is None or operation.end < history[other].end:
+                    alike[kind] = number
+            for number in alike.values():
                 after = _guest_after(history[number], path)
-                if after is not False:
-                    state = (after if isinstance(after, str) else None, done | {number})
-                    if state not in found:
-                        found.add(state)
-                        todo.append(state)
+                if after is False:
+                    continue
+                mark = frozenset((number,))
+                state = (after, done | mark, used) if history[number].certain else (after, done, used | mark)
+                if found.add(state):
+                    todo.append(state)
         return found
 
     for _, ends, number in sorted(events):
         if not ends:
             pending.add(number)
             continue
-        before = states
-        states = reached(states)
+        before, mark = states, {number}
         if history[number].certain:
-            states = {state for state in states if number in state[1]}
-        states = {(path, done - {number}) for path, done in states}
+            after = [state for state in reached(states) if number in state[1]]
+            states = _States((path, done - mark, used) for path, done, used in after)
+            if not after:
+                places = sorted({str(path) for path, _, _ in before})
+                return f"{history[number]} cannot have succeeded; before it the config was at one of {places}"
+        else:
+            states = _States((path, done, used - mark) for path, done, used in reached(states))
         pending.discard(number)
-        if not states:
-            places = sorted({str(path) for path, _ in before})
-            return f"{history[number]} cannot have succeeded; before it the config was at one of {places}"
-    if final not in {path for path, _ in states}:
-        return f"at {final} in the end, possible: {sorted({str(path) for path, _ in states})}"
+    if final not in {path for path, _, _ in states}:
+        return f"at {final} in the end, possible: {sorted({str(path) for path, _, _ in states})}"
     return ""
 
 
@@ -299,6 +331,10 @@ def _check_locks(operations: Sequence[Operation], lock_timeout: float, verdict: 
     for operation in operations:
         if operation.op == "lock" and operation.certain:
             taken[operation.args[0]].append(operation)
+        elif operation.op == "unlock" and operation.result == "GONE":
+            mine = [each for each in taken[operation.args[0]] if each.client == operation.client]
+            if mine and not operation.doubtful and operation.end < mine[-1].begin + lock_timeout:
+                verdict.violations.append(f"a lock lost before its time: {mine[-1]}, {operation}")
         elif operation.op == "unlock" and operation.possible:
             given[operation.args[0]].append(operation)
     for name, holders in sorted(taken.items()):
