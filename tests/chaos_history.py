@@ -239,6 +239,10 @@ def _guest_after(operation: Operation, path: str | None) -> Any:
     """Where the config is after C{operation}, C{False} if it cannot succeed, C{None}: nowhere."""
     if operation.op == "create":
         return operation.args[1] if path is None else False
+    if operation.op == "move" and path == operation.args[2]:
+        # Another node has moved it to the same place a moment ago. A kernel that has not heard of it yet finds one inode
+        # under both names, and says what rename(2) says of that: nothing to do.
+        return path
     if path != operation.args[1]:
         return False
     return operation.args[2] if operation.op == "move" else None

@@ -49,6 +49,8 @@ class JudgeTests(SynchronousTestCase):
         self.assertEqual(
             order([guest("create", 0, 1, A), guest("move", 2, 3, A, B), guest("destroy", 4, 5, B)], None), ""
         )
+        twice = [guest("create", 0, 1, A), guest("move", 2, 3, A, B), guest("move", 2, 4, A, B)]
+        self.assertEqual(order(twice, B), "")
         # At once, so in any order.
         self.assertEqual(order([guest("create", 0, 9, B), guest("create", 1, 2, A), guest("destroy", 3, 4, A)], B), "")
 
