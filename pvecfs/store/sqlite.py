@@ -277,6 +277,8 @@ class SqliteStore:
 
     def _rest(self, waited: float) -> float | None:
         """Nothing was asked for C{waited} seconds: tidy up; return how long to wait for work now, None for ever."""
+        if self._copier is not None:
+            return None  # it puts a task when it is done; until then it is not known whether its sync failed
         if self._log_bytes >= QUIET_LOG or waited > QUIET:
             self._checkpoint(restart=True)
             return IDLE if self._log_bytes else None
