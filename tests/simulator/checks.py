@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvecfs.replica.member import Member
@@ -109,6 +110,11 @@ class History:
     def state_sent(self, node: SimulatedNode, state: bytes) -> None:
         """C{node} sends its state."""
         self._states[Member(node.node_id, node.pid), state] = node.chain
+
+    def updates_received(self, node: SimulatedNode, inodes: Sequence[int]) -> None:
+        """C{node} has got all updates from its leader, who sends each entry once."""
+        if len(set(inodes)) != len(inodes):
+            raise Violation(f"node {node.node_id} commits updates of more than one synchronisation: {inodes}")
 
     def synchronised(self, node: SimulatedNode, leader: Member, state: bytes, tree: Tree) -> None:
         """C{node} has taken over C{leader}'s C{state}: the tree is C{tree}."""

@@ -19,7 +19,7 @@ from pvecfs.replica.effects import Commit, Effect, Multicast, Settle
 from pvecfs.replica.kvstore import StatusReplica
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
-from pvecfs.replica.messages import Normal
+from pvecfs.replica.messages import Normal, decode_entry
 from pvecfs.replica.status import ClusterConfiguration
 from pvecfs.store.errors import StoreError
 from pvecfs.store.memory import MemoryStore
@@ -124,6 +124,7 @@ class ObservedReplica(TreeReplica):
         return verdict
 
     def commit(self, updates: Sequence[bytes], now: Instant) -> Sequence[Effect]:
+        self._node.history.updates_received(self._node, [decode_entry(update).inode for update in updates])
         effects = super().commit(updates, now)
         assert self._leader is not None
         self._node.history.synchronised(self._node, self._leader, self._leader_state, self.tree)

@@ -428,7 +428,10 @@ class Simulation:
         slow = [node for node in self._node_list if node.runs and random.random() < 0.4]
         for node in slow:
             node.frozen = True
-        if random.random() < 0.5:
+        if random.random() < 0.6:
+            self.flow(event.luck)
+            for node in self._node_list:
+                ask(node)
             self.flow(event.luck)
         for _ in range(int(random.random() * 40)):
             self._weighted_step(pairs, random)
@@ -437,6 +440,24 @@ class Simulation:
         for node in slow:
             node.frozen = False
         self.on_heal(Event("heal", 0, (), PACE_NONE, random.getrandbits(32)))
+
+    def on_interrupt(self, event: Event) -> None:
+        """A fault in the middle of a synchronisation: when a member has a part of the updates."""
+        random = Random(event.luck)
+        pairs = [(node, random.choice(_SPEEDS)) for node in self._node_list]
+        for _ in range(150):
+            if any(node.alive and node.machine._updates for node in self._node_list):
+                break
+            self._weighted_step(pairs, random)
+        for node in random.sample(self._node_list, 2):
+            if node.runs:
+                self._operate(node, OPERATIONS.index("delete"), random.getrandbits(16))
+        kind = random.choice(("kill", "corosync_kill", "split"))
+        components = tuple(int(random.random() < 0.4) for _ in self.nodes)
+        arguments = components if kind == "split" else ()
+        getattr(self, "on_" + kind)(
+            Event(kind, random.choice(self._node_list).node_id, arguments, PACE_NONE, random.getrandbits(32))
+        )
 
     def on_heal(self, event: Event) -> None:
         self.network.component = dict.fromkeys(self.nodes, 0)

@@ -69,12 +69,13 @@ OPERATIONS = ("keep", "write", "create", "mkdir", "delete", "rename", "truncate"
 _OPERATION_WEIGHTS = (8, 5, 3, 2, 3, 3, 1, 1, 3, 3, 1, 4, 2, 2, 2, 1)
 
 _FAULTS = {
-    "split": 5, "cut": 3, "flap": 3, "heal": 7, "kill": 7, "start": 9, "stop": 2, "wipe": 2, "corosync_kill": 4,
+    "split": 5, "cut": 3, "flap": 6, "heal": 7, "kill": 7, "start": 9, "stop": 2, "wipe": 2, "corosync_kill": 4,
     "corosync_start": 6, "freeze": 3, "thaw": 5, "disk_full": 2, "disk_free": 4, "congest": 2, "clear": 4, "verify": 2,
 }  # fmt: skip
 _DISTURBING = frozenset(
     ("split", "cut", "heal", "kill", "start", "corosync_kill", "corosync_start", "thaw", "wipe", "congest")
 )
+_REJOINING = frozenset(("heal", "start", "corosync_start", "wipe"))
 _GRAINS = {"order": 4, "receive": 5, "run": 8, "settle": 5, "flow": 8}
 _FAULT_KINDS, _FAULT_WEIGHTS = list(_FAULTS), list(_FAULTS.values())
 _GRAIN_KINDS, _GRAIN_WEIGHTS = list(_GRAINS), list(_GRAINS.values())
@@ -101,6 +102,8 @@ def tell(seed: int, steps: int = 60) -> Story:
         stormy = kind in _DISTURBING and random.random() < storm
         pace = PACE_NONE if stormy else random.choice(_PACES)
         events.append(Event(kind, node, arguments, pace, random.getrandbits(32)))
+        if kind in _REJOINING and random.random() < 0.4:
+            events.append(Event("interrupt", 0, (), random.choice(_PACES), random.getrandbits(32)))
         if stormy:
             rounds = 2 + int(random.random() * 12)
             events.append(
@@ -115,7 +118,10 @@ def _draw(random: Random, trouble: float, size: int) -> tuple[str, tuple[int, ..
         kind = random.choices(_FAULT_KINDS, _FAULT_WEIGHTS)[0]
         if kind == "cut":
             return kind, (1 + int(random.random() * 3),)
-        if kind in ("split", "flap"):
+        if kind == "flap":
+            minority = random.sample(range(size), 1 + int(random.random() * max(1, (size - 1) // 2)))
+            return kind, tuple(int(node in minority) for node in range(size))
+        if kind == "split":
             return kind, tuple(random.choice((0, 0, 1)) for _ in range(size))
         return kind, ()
     draw = random.random()
