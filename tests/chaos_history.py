@@ -240,7 +240,7 @@ def _guest_after(operation: Operation, path: str | None) -> Any:
     if operation.op == "create":
         return operation.args[1] if path is None else False
     if operation.op == "move" and path == operation.args[2]:
-        # Another node has moved it to the same place a moment ago. A kernel that has not heard of it yet finds one inode
+        # Another node has moved it there a moment ago. A kernel that has not heard of it yet finds one inode
         # under both names, and says what rename(2) says of that: nothing to do.
         return path
     if path != operation.args[1]:
