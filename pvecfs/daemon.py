@@ -6,7 +6,6 @@ each step that holds something says how to undo it.
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
 import random
@@ -306,21 +305,10 @@ class NodeService(Service):
     # Running
 
     def _mount_lost(self) -> None:
-        """Somebody unmounted us. Without a mount there is nothing to serve."""
-        _log.critical("the mount was taken away, stopping")
-        self._exit_with_failure()
+        """Somebody unmounted us, which is a way to stop us: without a mount there is nothing to serve."""
+        _log.warn("the mount was taken away, stopping")
         if self._reactor.running:
             self._reactor.stop()
-
-    def _exit_with_failure(self) -> None:
-        """Make the exit code 1, after twistd has cleaned up: it has no other way to say so."""
-
-        def leave() -> None:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)
-
-        atexit.register(leave)
 
     def _run_command(self, command: tuple[str, ...]) -> None:
         """Run C{command} and log how it ended."""

@@ -97,7 +97,7 @@ class Life(DaemonCase):
         self.daemon.start()
         subprocess.run(["umount", str(self.daemon.mount)], check=True, timeout=10)
         assert self.daemon.process is not None
-        self.assertEqual(self.daemon.process.wait(10), 1)
+        self.assertEqual(self.daemon.process.wait(10), 0)
         sqlite3.connect(self.daemon.database).execute("SELECT * FROM tree").fetchall()
 
     def test_debug_switch(self) -> None:
