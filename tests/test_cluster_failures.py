@@ -329,7 +329,8 @@ class StalledTests(ClusterCase):
         try:
             for number in range(20):
                 (self.node(2).mount / f"while-{number}").write_text("stopped")
-                (self.node(3).mount / f"while-{number}").unlink(missing_ok=True)
+                other = self.node(3).mount / f"while-{number}"
+                eventually(lambda: outcome(other.unlink) == "ok", 10, "deleted")  # noqa: B023
         finally:
             os.kill(node.pvecfs.pid, 18)
         tree = self.settled()

@@ -243,13 +243,26 @@ class OthersValues(Case):
         self.assertEqual(self.replica.value(b"k", b""), b"x")
 
     def test_unknown_nodes_are_ignored(self) -> None:
-        self.assertEqual(self.deliver(update(b"k", b"x")), ())
         self.in_cluster()
         self.assertEqual(self.deliver(update(b"k", b"x"), Member(9, 9)), ())
         self.assertEqual(self.deliver(update(b"nodeip", b"x\0"), Member(9, 9)), ())
         self.assertEqual(self.deliver(update(b"rrd/a", b"x\0"), Member(9, 9)), ())
         self.assertEqual(self.versions(), {"n1": {}})
         self.assertEqual(len(self.replica.snapshot.rrd), 0)
+
+    def test_values_before_the_configuration(self) -> None:
+        """The group can be joined before the node list was read: what the others tell then, they tell only once."""
+        self.changed(N1, N2, N3, Member(9, 9))
+        for member in N2, Member(9, 9):
+            self.deliver(update(b"k", b"x"), member)
+            self.deliver(update(b"nodeip", b"10.0.0.2\0"), member)
+        self.assertEqual(self.versions(), {"n1": {}})
+        self.assert_no_value(b"k", b"n2")
+        self.replica.configuration_read(CONFIGURATION)
+        self.assertEqual(self.replica.value(b"k", b"n2"), b"x")
+        self.assertEqual(self.versions(), {"n1": {}, "n2": {"k": 0}})
+        self.assertEqual(self.members()["n2"], {"id": 2, "online": 1, "ip": "10.0.0.2"})
+        self.assertEqual(self.replica.snapshot.addresses, ((2, b"10.0.0.2"),))
 
     def test_addresses(self) -> None:
         self.in_cluster()

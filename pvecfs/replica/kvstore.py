@@ -295,7 +295,9 @@ class StatusReplica:
     def _value_arrived(self, update: ValuePayload, sender: Member, now: Instant) -> Sequence[Effect]:
         """A value of another node. What it would not have been allowed to set is dropped."""
         key, value, node_id = update.key, update.value, sender.node_id
-        if node_id not in self._names:
+        if self._configuration is not None and node_id not in self._names:
+            # Before, nobody is known: the others send all they have as soon as we join, which may be sooner, and only
+            # once. What turns out to be of no node is dropped when the configuration is read.
             return ()
         if key == NODE_ADDRESS:
             if not is_address(value) or self._addresses.get(node_id) == _text(value):
@@ -336,7 +338,7 @@ class StatusReplica:
         return RoundRobinUpdate(name, line)
 
     def _versions_changed(self) -> None:
-        others = sorted(node_id for node_id in self._others if node_id != self._node_id)
+        others = sorted(node_id for node_id in self._others if node_id in self._names and node_id != self._node_id)
         self._versions_part = (
             NodeVersions(self._nodename, self._own.versions()),
             *(NodeVersions(self._names[node_id], self._others[node_id].versions()) for node_id in others),
