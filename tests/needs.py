@@ -1,4 +1,4 @@
-"""What a test needs of its machine. Elsewhere it is skipped with the reason; under C{CI=true} a missing thing is a failure."""
+"""What a test needs of its machine. Elsewhere it is skipped with the reason; in CI a missing thing is a failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def _needs(missing: str | None) -> Callable[[T], T]:
-    """Mark a test case class or method as skipped when something is C{missing}, except in CI, where it then fails by itself."""
+    """Mark a test case class or method as skipped when something is C{missing}; not in CI: there it fails by itself."""
 
     def mark(case: T) -> T:
         if missing is not None and os.environ.get("CI") != "true":

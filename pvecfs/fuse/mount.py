@@ -116,7 +116,10 @@ class FuseMount(Service):
         self._connection = mounted.connection if mounted is not None else -1
         self._mounted = True
         if self._connection >= 0:
-            self._rescue = rescue.start(place, self._connection)
+            try:
+                self._rescue = rescue.start(place, self._connection)
+            except OSError as failure:  # it is for the worst case only: no reason not to mount
+                _log.warn("no process to end this mount if the daemon is killed: {reason}", reason=failure)
         self.kernel_cache.attach(session)
         self._start_threads(session)
         self.running = True
