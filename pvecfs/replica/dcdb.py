@@ -46,6 +46,7 @@ class TreeReplica:
         self._locks_met = False
         self._leader_state = b""
         self._surplus: Sequence[int] = ()
+        self._checked: dict[bytes, Entry] = {}
         self._failed_commits = 0
 
     def reset(self, tree: Tree) -> None:
@@ -56,6 +57,7 @@ class TreeReplica:
 
     def state(self) -> bytes:
         """The index of the newest tree."""
+        self._checked = {}
         return self.tree.index()
 
     def states_collected(self, states: Mapping[Member, bytes], own: Member, now: Instant) -> Verdict:
@@ -63,26 +65,26 @@ class TreeReplica:
 
         @raise MalformedMessage: a state is no index.
         """
-        decoded: dict[bytes, Index] = {}
+        indexes: dict[Member, Index] = {}
+        distinct: list[tuple[bytes, Index]] = []
         for member, state in states.items():
-            if state not in decoded:
+            index = next((index for known, index in distinct if known == state), None)
+            if index is None:
                 try:
-                    decoded[state] = Index.decode(state)
+                    index = Index.decode(state)
                 except MalformedMessage as error:
                     raise MalformedMessage(f"state of member {member}: {error}") from None
+                distinct.append((state, index))
+            indexes[member] = index
 
-        def rank(member: Member) -> tuple[int, int]:
-            index = decoded[states[member]]
-            return index.version, index.mtime
-
-        leader = max(states, key=rank)
-        best = states[leader]
-        synced = frozenset(member for member, state in states.items() if state == best)
+        leader = max(states, key=lambda member: (indexes[member].version, indexes[member].mtime))
+        best = indexes[leader]
+        synced = frozenset(member for member, index in indexes.items() if index is best)
         if leader == own:
-            return Verdict(leader, synced, self._updates(decoded[best], list(decoded.values())))
+            return Verdict(leader, synced, self._updates(best, [index for _, index in distinct]))
         if own not in synced:
-            self._leader_state = best
-            self._surplus = decoded[states[own]].surplus(decoded[best])
+            self._leader_state = states[leader]
+            self._surplus = indexes[own].surplus(best)
         return Verdict(leader, synced)
 
     def _updates(self, own: Index, indexes: Sequence[Index]) -> list[bytes]:
@@ -95,23 +97,30 @@ class TreeReplica:
         return [encode_entry(entry) for entry in entries if entry is not None]
 
     def check_update(self, payload: bytes) -> None:
-        """@raise MalformedMessage: C{payload} is no entry."""
-        decode_entry(payload)
+        """Do now, for one entry, what the commit would otherwise have to do for all at once.
+
+        @raise MalformedMessage: C{payload} is no entry.
+        """
+        self._checked[payload] = entry = decode_entry(payload)
+        entry.record()
 
     def commit(self, updates: Sequence[bytes], now: Instant) -> Sequence[Effect]:
         """Become what the leader's index says.
 
         @raise Resync: the result is not the leader's tree; each time in a row with a longer delay.
         """
+        checked, self._checked = self._checked, {}
         root = None
-        updated: dict[int, Entry] = {}
+        sent: dict[int, Entry] = {}
         for payload in updates:
-            entry = decode_entry(payload)
+            entry = checked.get(payload) or decode_entry(payload)
             if entry.inode == ROOT_INODE:
                 root = entry
             else:
-                updated[entry.inode] = entry
-        deleted = tuple(inode for inode in self._surplus if inode not in updated)
+                sent[entry.inode] = entry
+        deleted = tuple(inode for inode in self._surplus if inode not in sent)
+        # What another member lacks, we may have.
+        updated = {inode: entry for inode, entry in sent.items() if self.tree.entry(inode) != entry}
         try:
             tree = self.tree.replaced(deleted, updated.values(), root)
         except TreeDefect as defect:
@@ -119,6 +128,7 @@ class TreeReplica:
         if tree.index() != self._leader_state:
             raise self._failed("after the leader's updates our tree is not the leader's")
         self._failed_commits = 0
+        self._leader_state = b""
         self.tree = tree
         self._locks.resynchronised(tree, now.monotonic)
         self._locks_met = True

@@ -8,9 +8,6 @@ from typing import NamedTuple
 from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry
 from pvecfs.tree.paths import is_bad_component
 
-_U32 = 2**32
-_U64 = 2**64
-
 
 class Defect(NamedTuple):
     """One row that breaks a rule.
@@ -29,24 +26,20 @@ class Defect(NamedTuple):
         return f"{self.what}: inode {entry.inode}, parent {entry.parent}, name {entry.name!r}"
 
 
-def _own_defect(entry: Entry) -> str | None:
+def own_defect(entry: Entry) -> str | None:
     """What is wrong with an entry for itself, if anything."""
-    if not entry.name:
-        return "an entry without a name"
     if is_bad_component(entry.name):
-        return "a name that no entry can have"
+        return "a name that no entry can have" if entry.name else "an entry without a name"
     if entry.type == DT_DIR:
         if entry.data:
             return "a directory with data"
     elif entry.type != DT_REG:
         return f"unknown type {entry.type}"
-    if not (
-        0 < entry.inode < _U64
-        and 0 <= entry.parent < _U64
-        and 0 <= entry.version < _U64
-        and 0 <= entry.writer < _U32
-        and 0 <= entry.mtime < _U32
-        and len(entry.data) < _U32
+    # Bits beyond an unsigned number's: too large, or negative.
+    if (
+        not entry.inode
+        or (entry.inode | entry.parent | entry.version) >> 64
+        or (entry.writer | entry.mtime | len(entry.data)) >> 32
     ):
         return f"a number out of range (version {entry.version}, writer {entry.writer}, mtime {entry.mtime})"
     return None
@@ -62,7 +55,7 @@ def connect(entries: Mapping[int, Entry]) -> tuple[dict[int, dict[bytes, int]], 
     children: dict[int, dict[bytes, int]] = {ROOT_INODE: {}}
     defects: list[Defect] = []
     for inode, entry in entries.items():
-        what = _own_defect(entry)
+        what = own_defect(entry)
         if what is not None:
             defects.append(Defect(entry, what))
         if entry.type == DT_DIR:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from hashlib import sha256
 
 DT_DIR = 4
@@ -10,6 +11,7 @@ DT_REG = 8
 
 ROOT_INODE = 0
 
+_INODE = struct.Struct("<Q")
 _DIGEST_HEAD = struct.Struct("<QIIIBQ")
 _CHECKSUM_HEAD = struct.Struct("<QQIIIBQ")
 
@@ -27,7 +29,7 @@ class Entry:
     @ivar data: content of a file; empty for directories.
     """
 
-    __slots__ = ("_digest", "data", "inode", "mtime", "name", "parent", "type", "version", "writer")
+    __slots__ = ("_record", "data", "inode", "mtime", "name", "parent", "type", "version", "writer")
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class Entry:
         self.type = type
         self.name = name
         self.data = data
-        self._digest: bytes | None = None
+        self._record: bytes | None = None
 
     @property
     def size(self) -> int:
@@ -59,15 +61,22 @@ class Entry:
     def is_directory(self) -> bool:
         return self.type == DT_DIR
 
+    def record(self) -> bytes:
+        """The entry's record in the index, computed once: inode u64, digest; 40 bytes."""
+        if self._record is None:
+            self._record = (
+                _INODE.pack(self.inode)
+                + sha256(
+                    _DIGEST_HEAD.pack(self.version, self.writer, self.mtime, len(self.data), self.type, self.parent)
+                    + self.name
+                    + self.data
+                ).digest()
+            )
+        return self._record
+
     def digest(self) -> bytes:
         """The entry digest of the index: 32 bytes, computed once."""
-        if self._digest is None:
-            self._digest = sha256(
-                _DIGEST_HEAD.pack(self.version, self.writer, self.mtime, len(self.data), self.type, self.parent)
-                + self.name
-                + self.data
-            ).digest()
-        return self._digest
+        return self.record()[_INODE.size :]
 
     def checksum_fields(self) -> bytes:
         """The bytes by which this entry enters the tree checksum and the lock checksum (without its data)."""
@@ -82,20 +91,18 @@ class Entry:
         """SHA-256 over inode, version, writer, mtime, size, type, parent, name, data: 32 bytes."""
         return sha256(self.checksum_fields() + self.data).digest()
 
-    def _key(self) -> tuple[object, ...]:
-        return (
-            self.inode,
-            self.parent,
-            self.version,
-            self.writer,
-            self.mtime,
-            self.type,
-            self.name,
-            self.data,
-        )
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Entry) and self._key() == other._key()
+        return self is other or (
+            isinstance(other, Entry)
+            and self.inode == other.inode
+            and self.version == other.version
+            and self.parent == other.parent
+            and self.writer == other.writer
+            and self.mtime == other.mtime
+            and self.type == other.type
+            and self.name == other.name
+            and self.data == other.data
+        )
 
     def __hash__(self) -> int:
         return hash((self.inode, self.version))
@@ -106,3 +113,8 @@ class Entry:
             f"<Entry {self.inode} {kind} {self.name!r} in {self.parent}, version {self.version}, "
             f"writer {self.writer}, mtime {self.mtime}, {len(self.data)} bytes>"
         )
+
+
+def records(entries: Iterable[Entry]) -> list[bytes]:
+    """L{Entry.record} of each."""
+    return [entry._record or entry.record() for entry in entries]

@@ -50,7 +50,7 @@ def join(names: Names) -> bytes:
 
 def is_bad_component(name: bytes) -> bool:
     """True for names that no entry can have."""
-    return name in (b"", b".", b"..") or b"/" in name or b"\0" in name
+    return b"/" in name or b"\0" in name or (len(name) < 3 and name in (b"", b".", b".."))
 
 
 def is_private(path: bytes) -> bool:

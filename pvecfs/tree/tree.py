@@ -18,18 +18,15 @@ from pvecfs.tree.counters import Counters
 from pvecfs.tree.defects import connect
 from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry
 from pvecfs.tree.errors import OperationError, TreeDefect
-from pvecfs.tree.index import Index
+from pvecfs.tree.index import LastIndex
 from pvecfs.tree.paths import Names, VmConfig, is_bad_component, is_below_locks, is_lock, join, split, vm_config_at
+from pvecfs.tree.replacement import NOTHING, Children, replace
 from pvecfs.tree.vmlist import VmList, find_configs
 
 MAX_FILE_BYTES = 1024 * 1024
 """The largest file. Larger ones are refused on every node alike."""
 
 U32 = 0xFFFFFFFF
-
-Children = Map[bytes, int]
-
-_NOTHING: Children = Map()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,7 @@ class Tree:
     @ivar total_bytes: bytes of data of all files.
     """
 
-    __slots__ = ("_children", "_entries", "counters", "root", "total_bytes", "vms")
+    __slots__ = ("_children", "_entries", "_last_index", "counters", "root", "total_bytes", "vms")
 
     def __init__(
         self,
@@ -80,11 +77,13 @@ class Tree:
         vms: VmList,
         counters: Counters,
         total_bytes: int,
+        last_index: LastIndex | None = None,
     ) -> None:
         """For L{new}, L{load} and changes only.
 
         @param entries: all but the root.
         @param children: of each directory, the root too, the children's inodes by name. Files have none here.
+        @param last_index: of an ancestor, or this tree; what was touched since is noted in it.
         """
         self.root = root
         self._entries = entries
@@ -92,6 +91,7 @@ class Tree:
         self.vms = vms
         self.counters = counters
         self.total_bytes = total_bytes
+        self._last_index = last_index
 
     # Making
 
@@ -99,7 +99,7 @@ class Tree:
     def new(cls, mtime: int) -> Tree:
         """The tree of a new database, made at C{mtime} (seconds): version 1, writer 0, the load counted."""
         root = _root(1, 0, mtime & U32)
-        return cls(root, Map(), Map({ROOT_INODE: _NOTHING}), VmList(), Counters().loaded(), 0)
+        return cls(root, Map(), Map({ROOT_INODE: NOTHING}), VmList(), Counters().loaded(), 0)
 
     @classmethod
     def load(cls, entries: Iterable[Entry], root: Entry) -> Tree:
@@ -117,7 +117,8 @@ class Tree:
             if entry.inode in rows or entry.inode == ROOT_INODE:
                 raise TreeDefect(f"a second entry of inode {entry.inode}, parent {entry.parent}, name {entry.name!r}")
             rows[entry.inode] = entry
-        tree = cls._built(rows, root, VmList(), Counters())
+        nothing = cls(root, Map(), Map({ROOT_INODE: NOTHING}), VmList(), Counters(), 0)
+        tree = nothing._succeeded((), rows, root)
         if tree.vms.duplicates:
             duplicate = tree.vms.duplicates[0]
             other = rows[duplicate.unlisted.inode]
@@ -132,29 +133,31 @@ class Tree:
 
         @raise TreeDefect: the result is no tree.
         """
-        rows = dict(self._entries)
-        for inode in deleted:
-            rows.pop(inode, None)
+        rows: dict[int, Entry] = {}
         for entry in updated:
             if entry.inode == ROOT_INODE:
                 raise TreeDefect(f"a root among the entries: parent {entry.parent}, name {entry.name!r}")
             rows[entry.inode] = entry
-        return self._built(rows, self.root if root is None else root, self.vms, self.counters)
+        return self._succeeded(deleted, rows, self.root if root is None else root)
 
-    @classmethod
-    def _built(cls, rows: dict[int, Entry], root: Entry, vms: VmList, counters: Counters) -> Tree:
+    def _succeeded(self, deleted: Iterable[int], updated: dict[int, Entry], root: Entry) -> Tree:
         if not (0 <= root.version < 2**64 and 0 <= root.writer <= U32 and 0 <= root.mtime <= U32):
             raise TreeDefect(f"the root's numbers are out of range: {root!r}")
-        children, defects = connect(rows)
-        if defects:
+        deleted = frozenset(deleted)
+        after = replace(self._entries, self._children, deleted, updated)
+        if after is None:
+            rows = {inode: entry for inode, entry in self._entries.items() if inode not in deleted} | updated
+            _, defects = connect(rows)
             raise TreeDefect(str(min(defects, key=lambda defect: defect.entry.inode)))
-        return cls(
+        last_index = self._last_index
+        return Tree(
             _root(root.version, root.writer, root.mtime),
-            Map(rows),
-            Map({inode: Map(names) if names else _NOTHING for inode, names in children.items()}),
-            vms.rebuilt(find_configs(rows, children)),
-            counters.loaded(),
-            sum(len(entry.data) for entry in rows.values()),
+            after.entries,
+            after.children,
+            self.vms.rebuilt(find_configs(after.entries, after.children)),
+            self.counters.loaded(),
+            self.total_bytes + after.grown,
+            None if last_index is None else last_index.touch(after.touched),
         )
 
     def imported(self, path: bytes, data: bytes, mtime: int) -> Delta:
@@ -189,7 +192,7 @@ class Tree:
 
     def children(self, inode: int) -> Children:
         """The inodes in a directory by name; empty for files. The same object as long as nothing comes or goes."""
-        return self._children.get(inode, _NOTHING)
+        return self._children.get(inode, NOTHING)
 
     def lookup(self, path: bytes) -> Entry | None:
         """The entry at C{path}, the root for the empty path and C{.}."""
@@ -240,7 +243,11 @@ class Tree:
 
     def index(self) -> bytes:
         """The state that nodes compare, see L{Index}. Two trees are equal exactly when their indexes are."""
-        return Index.of(self.root, sorted(self._entries), dict(self._entries)).encode()
+        last = self._last_index
+        self._last_index = last = (
+            LastIndex.of(self.root, self._entries) if last is None else last.after(self.root, self._entries)
+        )
+        return last.encoded
 
     def checksum(self) -> bytes:
         """SHA-256 over all entries, 32 bytes. Reads all data: 128 MiB take a noticeable part of a second."""
@@ -311,7 +318,10 @@ class Tree:
             entries = entries.delete(inode)
         for entry in stored:
             entries = entries.set(entry.inode, entry)
-        tree = Tree(root, entries, children, vms, counters, self.total_bytes + grown)
+        last_index = self._last_index
+        if last_index is not None:
+            last_index = last_index.touch((*deleted, *[entry.inode for entry in stored]))
+        tree = Tree(root, entries, children, vms, counters, self.total_bytes + grown, last_index)
         return Applied(tree, result, Delta(tree, stored, deleted))
 
     def _write(self, change: Write, writer: int, mtime: int) -> Applied:
@@ -376,7 +386,7 @@ class Tree:
             _root(entry.version, writer, mtime),
             (entry,),
             (),
-            self._children.set(parent, siblings.set(name, entry.inode)).set(entry.inode, _NOTHING),
+            self._children.set(parent, siblings.set(name, entry.inode)).set(entry.inode, NOTHING),
             self.vms,
             self.counters,
         )
@@ -410,7 +420,7 @@ class Tree:
     def _without(self, children: Map[int, Children], entry: Entry) -> Map[int, Children]:
         """C{children} after C{entry}, a file or an empty directory, is gone."""
         siblings = children[entry.parent].delete(entry.name)
-        children = children.set(entry.parent, siblings if siblings else _NOTHING)
+        children = children.set(entry.parent, siblings if siblings else NOTHING)
         return children.delete(entry.inode) if entry.type == DT_DIR else children
 
     def _rename(self, change: Rename, writer: int, mtime: int) -> Applied:
