@@ -15,12 +15,16 @@ T = TypeVar("T")
 
 def once(make: Callable[[], T]) -> Callable[[], T]:
     """Make it only once, whichever threads ask for it first: C{functools.cache} alone would let two make one each."""
-    lock, cached = threading.Lock(), functools.cache(make)
+    lock = threading.Lock()
+    result: list[T] = []
 
     @functools.wraps(make)
     def made() -> T:
-        with lock:
-            return cached()
+        if not result:
+            with lock:
+                if not result:
+                    result.append(make())
+        return result[0]
 
     return made
 

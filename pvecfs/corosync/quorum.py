@@ -46,7 +46,7 @@ class QuorumConnection:
 
     def dispatch_pending(self) -> None:
         """Tell the listener everything that corosync has said up to now. Never waits, never raises."""
-        if self._session is not None and self._session.open:
+        if self._session is not None and self._session.pending:
             self._session.doRead()
 
     def _readable(self) -> None:

@@ -11,8 +11,10 @@ daemon thread, until corosync goes on or ends; the next session waits for that t
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import termios
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from pvecfs.errors import CorosyncUnavailable, TryAgain
 from pvecfs.log import logger
 
 if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
 _log = logger("corosync")
@@ -33,6 +36,9 @@ T = TypeVar("T")
 
 PATIENCE = 1.0
 """Seconds that an orderly finalize may take before its socket is shut down."""
+
+
+_INT = bytes(4)
 
 
 class Library(Protocol):
@@ -136,6 +142,8 @@ class Session:
         self.socket: socket.socket | None = None
         self.closed = False
         self._connected = False
+        self._descriptor = -1
+        self._look: IDelayedCall | None = None
 
     @property
     def open(self) -> bool:
@@ -164,6 +172,7 @@ class Session:
             # Our own duplicate: it stays what it is when libqb closes its descriptor.
             self.socket = socket.socket(fileno=os.dup(library.fd_get(self.handle)))
             self.socket.setblocking(False)
+            self._descriptor = self.socket.fileno()
         except Exception as error:
             self._tell(self.fail, self._explained(error))
         else:
@@ -226,14 +235,57 @@ class Session:
 
     def read(self) -> None:
         """Have the reactor watch the descriptor."""
+        self._end_rest()
+        self._watch()
+
+    def _watch(self) -> None:
         if self.open:
             self._reactor.addReader(self)
+
+    def rest(self, seconds: float) -> None:
+        """Do not have the reactor watch the descriptor, but see after C{seconds} what has come; if that is nothing, go
+        on watching. L{read} ends it sooner."""
+        if self.open and self._look is None:
+            self._reactor.removeReader(self)
+            self._look = self._reactor.callLater(seconds, self._rested)
+
+    @property
+    def resting(self) -> bool:
+        """Whether the descriptor is not watched, see L{rest}."""
+        return self._look is not None
+
+    def _rested(self) -> None:
+        self._look = None
+        if self.pending:
+            self.doRead()
+        if self._look is None:
+            self._watch()
+
+    def _end_rest(self) -> None:
+        look, self._look = self._look, None
+        if look is not None:
+            look.cancel()
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to dispatch: with each event, libqb puts a byte into the socket, and takes it
+        out again. To look there costs less than to ask the library."""
+        return self.open and fcntl.ioctl(self._descriptor, termios.FIONREAD, _INT) != _INT
+
+    @property
+    def sent(self) -> int:
+        """What the socket holds of our signals that corosync has not taken, bytes, with the kernel's overhead.
+
+        @raise OSError: the connection is gone.
+        """
+        return int.from_bytes(fcntl.ioctl(self._descriptor, termios.TIOCOUTQ, _INT), "little")
 
     def close(self) -> None:
         """Finalize, without waiting for it. Idempotent."""
         if self.closed:
             return
         self.closed = True
+        self._end_rest()
         if self._connected:
             self._reactor.removeReader(self)
         if not self.lane.idle:
@@ -287,7 +339,7 @@ class Session:
     # IReadDescriptor
 
     def fileno(self) -> int:
-        return self.socket.fileno() if self.socket is not None else -1
+        return self._descriptor
 
     def doRead(self) -> None:
         if not self.closed:
