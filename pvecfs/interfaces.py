@@ -134,6 +134,10 @@ class IKernelCache(Interface):
     """What the kernel remembers of the mount, to be told of changes it cannot know. Any thread, never blocks:
     the work happens on a thread that holds no lock and that nobody waits for."""
 
+    def replacing(before: Tree, delta: Delta) -> None:
+        """C{delta}, a synchronisation of the published tree C{before}, is committed, and will be published next;
+        L{changed} follows, with no other change between. An inode may mean another file in it."""
+
     def changed(before: Tree, after: Tree, delta: Delta) -> None:
         """The published tree went from C{before} to C{after} by C{delta}, not by a call through this mount."""
 

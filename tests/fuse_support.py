@@ -199,8 +199,11 @@ def serve(place: str, address: str) -> None:
             """Replace rows as a synchronisation does."""
             before = view.tree
             entries = [Entry(*map(_bytes, row)) for row in rows]
-            view.tree = after = before.replaced(deleted, entries, None)
-            mount.kernel_cache.changed(before, after, Delta(after, tuple(entries), tuple(deleted), True))
+            after = before.replaced(deleted, entries, None)
+            delta = Delta(after, tuple(entries), tuple(deleted), True)
+            mount.kernel_cache.replacing(before, delta)
+            view.tree = after
+            mount.kernel_cache.changed(before, after, delta)
             mount.kernel_cache.drained(lambda: r.callFromThread(self.answer, 0))
 
         def do_limit(self, limit: int) -> None:

@@ -21,7 +21,3 @@ class IdentityTests(MountCase):
         self.assertEqual(get(self.in_place("other")), b"of the others")
         self.assertRaises(OSError, os.pwrite, handle, b"MINE", 0)
         self.assertEqual(get(self.in_place("other")), b"of the others")
-
-    test_another_file_of_the_same_inode.todo = (  # type: ignore[attr-defined]  # trial reads this attribute
-        "node ids are inodes plus one; one whose entry a synchronisation exchanged needs a new one"
-    )

@@ -16,7 +16,7 @@ from pvecfs.fuse.graves import MAX_GRAVES, Graves
 from pvecfs.fuse.invalidation import KernelCache
 from pvecfs.fuse.listing import CURSOR_BITS, ListingCache
 from pvecfs.fuse.lowlevel import DIRENT
-from pvecfs.fuse.nodes import DOCUMENTS, LINKS, Attributes, node_of
+from pvecfs.fuse.nodes import DOCUMENTS, LINKS, Attributes, NodeIds, Numbering
 from pvecfs.fuse.requests import Waiting
 from pvecfs.interfaces import IKernelCache, INodeView, IProposer
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
@@ -37,7 +37,7 @@ class InterfaceTests(unittest.SynchronousTestCase):
         view = MemoryView(Tree.new(1))
         verifyObject(INodeView, view)
         verifyObject(IProposer, MemoryProposer(view))
-        verifyObject(IKernelCache, KernelCache(view, Graves()))
+        verifyObject(IKernelCache, KernelCache(NodeIds(view), Graves()))
 
 
 class DocumentTests(unittest.SynchronousTestCase):
@@ -88,11 +88,11 @@ class GraveTests(unittest.SynchronousTestCase):
     def test_bounds(self) -> None:
         graves = Graves()
         for inode in range(1, MAX_GRAVES + 11):
-            graves.bury(Entry(inode, 0, 1, 0, 0, DT_REG, b"f", b"x"))
+            graves.bury(inode, Entry(inode, 0, 1, 0, 0, DT_REG, b"f", b"x"))
         self.assertEqual(len(graves), MAX_GRAVES)
         self.assertIsNone(graves.find(1))
         for inode in range(1000, 1020):
-            graves.bury(Entry(inode, 0, 1, 0, 0, DT_REG, b"f", bytes(1024 * 1024)))
+            graves.bury(inode, Entry(inode, 0, 1, 0, 0, DT_REG, b"f", bytes(1024 * 1024)))
         self.assertEqual(len(graves), 16)
         found = graves.find(1019)
         self.assertEqual(found and found.inode, 1019)
@@ -106,12 +106,13 @@ class ListingTests(unittest.SynchronousTestCase):
 
     def setUp(self) -> None:
         self.cache = ListingCache()
+        self.numbering = Numbering({})
 
     def read(self, tree: Tree, inode: int, size: int, offset: int = 0) -> tuple[list[bytes], int, bool]:
         """One request: names, the offset to go on at, whether pages have to go."""
         directory = tree.entry(inode)
         assert directory is not None
-        chunk, outdated = self.cache.read(tree, directory, offset, size)
+        chunk, outdated = self.cache.read(tree, self.numbering, directory, offset, size)
         self.assertLessEqual(len(chunk), size)
         names = []
         at = 0
@@ -205,7 +206,8 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.kernel = KernelDouble(self)
         self.view = MemoryView(tree_of(Mkdir(b"d"), Create(b"f")))
         self.graves = Graves()
-        self.cache = KernelCache(self.view, self.graves)
+        self.nodes = NodeIds(self.view)
+        self.cache = KernelCache(self.nodes, self.graves)
         self.cache._prepared = True
         self.cache.attach(1)
         self.threads: list[Thread] = []
@@ -242,7 +244,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
     def node(self, path: bytes) -> int:
         entry = self.view.tree.lookup(path)
         assert entry is not None
-        return node_of(entry.inode)
+        return self.nodes.published()[1].node_of(entry.inode)
 
     def test_what_is_told(self) -> None:
         self.start(lanes=1)
@@ -257,7 +259,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         ):
             self.apply(change)
             self.assertEqual(set(self.drain()), told, change)
-        self.assertIsNotNone(self.graves.find(f - 1))
+        self.assertIsNotNone(self.graves.find(f))
 
     def test_unknown_nodes_are_told_again(self) -> None:
         f = self.node(b"f")
@@ -318,7 +320,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         told = self.drain()
         self.assertEqual(set(epochs), {lowlevel.NOTIFY_INC_EPOCH})
         for entry in self.view.tree.entries():
-            self.assertIn((node_of(entry.inode), "data"), told)
+            self.assertIn((entry.inode + 1, "data"), told)
 
     def test_after_the_end(self) -> None:
         self.start()
@@ -368,7 +370,7 @@ class AttributeTests(unittest.SynchronousTestCase):
         tree = tree_of(Create(b"f"), Write(b"f", b"x" * 513))
         entry = tree.lookup(b"f")
         assert entry is not None
-        made = Attributes(1, 2).of_entry(tree, entry, True)
+        made = Attributes(1, 2).of_entry(tree, entry, 3, True)
         self.assertEqual((made[:4], made[9:13]), ((3, 513, 2, 2), (0o100640, 1, 1, 2)))
 
 

@@ -35,6 +35,9 @@ class RecordingCache:
         self.changes: list[tuple[int, int]] = []
         self.modes = 0
 
+    def replacing(self, before: Tree, delta: Delta) -> None:
+        pass
+
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
         self.changes.append((before.version, after.version))
 

@@ -42,7 +42,6 @@ from pvecfs.fuse.nodes import (
     RESERVED,
     Attributes,
     link_target,
-    node_of,
 )
 from pvecfs.fuse.requests import Finish, Waiting, finish_without_result
 from pvecfs.log import logger
@@ -55,6 +54,7 @@ from pvecfs.tree.tree import MAX_FILE_BYTES
 if TYPE_CHECKING:
     from pvecfs.fuse.graves import Graves
     from pvecfs.fuse.invalidation import KernelCache
+    from pvecfs.fuse.nodes import NodeIds, Numbering
     from pvecfs.interfaces import INodeView, IProposer
     from pvecfs.tree.tree import Tree
 
@@ -86,6 +86,7 @@ class FileSystem:
     @param attributes: how things look.
     @param graves: deleted files that may be held open.
     @param kernel: to be told of what the kernel cannot know.
+    @param nodes: the published tree and its node ids.
     @param alone: the tree changes through this mount only (local mode). The kernel may then keep more.
     @ivar submit: calls something, with arguments, on the reactor thread.
     """
@@ -98,6 +99,7 @@ class FileSystem:
         attributes: Attributes,
         graves: Graves,
         kernel: KernelCache,
+        nodes: NodeIds,
         alone: bool = False,
     ) -> None:
         self.submit: Callable[..., None] = reactor.callFromThread
@@ -107,6 +109,7 @@ class FileSystem:
         self._attributes = attributes
         self._graves = graves
         self._kernel = kernel
+        self._published = nodes.published
         self._documents = FrozenDocuments(view.document)
         self._listings = ListingCache()
         self._waiting: set[Waiting] = set()
@@ -167,15 +170,16 @@ class FileSystem:
 
     # Answers
 
-    def _entry_out(self, tree: Tree, entry: Entry, attributes_valid: int = FOREVER) -> bytes:
-        attributes = self._attributes.of_entry(tree, entry, self._view.quorate)
-        return ENTRY_OUT.pack(entry.inode + 1, 0, FOREVER, attributes_valid, 0, 0, *attributes)
+    def _entry_out(self, tree: Tree, numbering: Numbering, entry: Entry, attributes_valid: int = FOREVER) -> bytes:
+        node = numbering.node_of(entry.inode)
+        attributes = self._attributes.of_entry(tree, entry, node, self._view.quorate)
+        return ENTRY_OUT.pack(node, 0, FOREVER, attributes_valid, 0, 0, *attributes)
 
     def _reply_attributes(self, request: int, attributes: tuple[int, ...], valid: int) -> None:
         reply_buf(request, ATTR_OUT.pack(valid, 0, 0, *attributes), ATTR_OUT.size)
 
     def _finish_made(self, parent: int, name: bytes) -> Finish:
-        """Answer a request that made C{name} in the directory of inode C{parent}.
+        """Answer a request that made C{name} in the directory of node C{parent}.
 
         The attributes may be kept: the kernel cannot know the node before, and holds the directory's lock until it
         has taken this answer, so that L{pvecfs.fuse.invalidation} can wait for that."""
@@ -184,34 +188,36 @@ class FileSystem:
             if outcome < 0:
                 reply_err(request, -outcome)
                 return
-            tree = self._view.tree
-            entry = tree.child(parent, name)
+            tree, numbering = self._published()
+            entry = tree.child(numbering.inode_of(parent), name)
             if entry is None:  # somebody else has removed it already
                 reply_err(request, ENOENT)
             else:
-                reply_buf(request, self._entry_out(tree, entry), ENTRY_OUT.size)
+                reply_buf(request, self._entry_out(tree, numbering, entry), ENTRY_OUT.size)
 
         return finish
 
-    def _finish_attributes(self, node: int, parent: int, name: bytes) -> Finish:
-        """Answer a setattr. The kernel takes these attributes even if it was told of newer ones meanwhile, so they are
-        valid for no time; but when nobody else changes the tree, those of a file are: what changes them through this
-        mount waits for the inode's lock, which the kernel holds until it has taken this answer."""
+    def _finish_attributes(self, node: int, parent: int, old: Entry) -> Finish:
+        """Answer a setattr of C{node}, which was C{old}, in the directory of node C{parent}. The kernel takes these
+        attributes even if it was told of newer ones meanwhile, so they are valid for no time; but when nobody else
+        changes the tree, those of a file are: what changes them through this mount waits for the inode's lock, which
+        the kernel holds until it has taken this answer."""
 
         def finish(request: int, outcome: int) -> None:
             if outcome < 0:
                 reply_err(request, -outcome)
                 return
-            tree = self._view.tree
-            entry = tree.entry(node - 1)
+            tree, numbering = self._published()
+            entry = tree.entry(numbering.inode_of(node))
+            attributes = self._attributes
             if entry is not None:
                 valid = FOREVER if self._alone and entry.type != DT_DIR else 0
-                self._reply_attributes(request, self._attributes.of_entry(tree, entry, self._view.quorate), valid)
+                self._reply_attributes(request, attributes.of_entry(tree, entry, node, self._view.quorate), valid)
                 return
-            # The release of a lock that has expired: it succeeds, and the directory is gone.
-            self._kernel.forget_name(node_of(parent), name)
-            gone = Entry(node - 1, parent, 0, 0, 0, DT_DIR, name)
-            self._reply_attributes(request, self._attributes.of_gone(gone), 0)
+            # The release of a lock that has expired: it succeeds, and the directory is gone. Or somebody else has
+            # removed it since.
+            self._kernel.forget_name(parent, old.name)
+            self._reply_attributes(request, attributes.of_gone(Entry(0, 0, 0, 0, 0, old.type, b""), node), 0)
 
         return finish
 
@@ -238,14 +244,13 @@ class FileSystem:
         connection.max_write = MAX_WRITE
 
     def _lookup(self, request: int, parent: int, name: bytes) -> None:
-        view = self._view
         if parent == 1 and name in RESERVED:
             self._lookup_computed(request, name)
             return
-        tree = view.tree
-        entry = tree.child(parent - 1, name)
+        tree, numbering = self._published()
+        entry = tree.child(numbering.inode_of(parent), name)
         if entry is not None:
-            reply_buf(request, self._entry_out(tree, entry), ENTRY_OUT.size)
+            reply_buf(request, self._entry_out(tree, numbering, entry), ENTRY_OUT.size)
         elif len(name) > MAX_NAME_BYTES:
             reply_err(request, ENAMETOOLONG)
         else:
@@ -277,22 +282,21 @@ class FileSystem:
         if node >= FIRST_FROZEN:
             self._documents.forget(node, lookups)
         else:
-            self._graves.forget(node - 1)
+            self._graves.forget(node)
 
     def _getattr(self, request: int, node: int, _file: int | None) -> None:
         attributes = self._attributes
-        view = self._view
         if node >= FIRST_COMPUTED:
             self._getattr_computed(request, node)
             return
-        tree = view.tree
-        entry = tree.entry(node - 1)
+        tree, numbering = self._published()
+        entry = tree.entry(numbering.inode_of(node))
         if entry is not None:
-            self._reply_attributes(request, attributes.of_entry(tree, entry, view.quorate), FOREVER)
+            self._reply_attributes(request, attributes.of_entry(tree, entry, node, self._view.quorate), FOREVER)
             return
-        gone = self._graves.find(node - 1)
+        gone = self._graves.find(node)
         if gone is not None:
-            self._reply_attributes(request, attributes.of_gone(gone), 0)
+            self._reply_attributes(request, attributes.of_gone(gone, node), 0)
         else:
             reply_err(request, ENOENT)
 
@@ -323,7 +327,8 @@ class FileSystem:
         if node >= FIRST_COMPUTED:
             data = self._documents.content(node)
         else:
-            entry = self._view.tree.entry(node - 1) or self._graves.find(node - 1)
+            tree, numbering = self._published()
+            entry = tree.entry(numbering.inode_of(node)) or self._graves.find(node)
             data = None if entry is None else entry.data
         if data is None:
             reply_err(request, ENOENT)
@@ -334,15 +339,15 @@ class FileSystem:
             reply_buf(request, part, len(part))
 
     def _readdir(self, request: int, node: int, size: int, offset: int, _file: int | None) -> None:
-        tree = self._view.tree
-        directory = tree.entry(node - 1)
+        tree, numbering = self._published()
+        directory = tree.entry(numbering.inode_of(node))
         if directory is None:
             reply_buf(request, b"", 0)  # deleted while it is held open: empty, as elsewhere
             return
         if directory.type != DT_DIR:
             reply_err(request, ENOTDIR)
             return
-        chunk, outdated = self._listings.read(tree, directory, offset, size)
+        chunk, outdated = self._listings.read(tree, numbering, directory, offset, size)
         if outdated:
             # See L{pvecfs.fuse.listing}. Another thread does it, since dropping pages can wait for a page's lock.
             waiting = Waiting(self._waiting, request, lambda request, _: reply_buf(request, b"", 0))
@@ -378,7 +383,8 @@ class FileSystem:
                 reply_err(request, EACCES)
                 return None
             return name
-        directory: bytes | None = self._view.tree.path_of(parent - 1) if parent < FIRST_COMPUTED else None
+        tree, numbering = self._published()
+        directory = tree.path_of(numbering.inode_of(parent))
         if directory is None:
             reply_err(request, ENOENT)
             return None
@@ -393,7 +399,7 @@ class FileSystem:
     def _mkdir(self, request: int, parent: int, name: bytes, _mode: int) -> None:
         path = self._new_path(request, parent, name)
         if path is not None:
-            self._propose(request, Mkdir(path), self._finish_made(parent - 1, name))
+            self._propose(request, Mkdir(path), self._finish_made(parent, name))
 
     def _mknod(self, request: int, parent: int, name: bytes, mode: int, _device: int) -> None:
         if S_IFMT(mode) not in (0, S_IFREG):
@@ -401,7 +407,7 @@ class FileSystem:
             return
         path = self._new_path(request, parent, name)
         if path is not None:
-            self._propose(request, Create(path), self._finish_made(parent - 1, name))
+            self._propose(request, Create(path), self._finish_made(parent, name))
 
     def _create(self, request: int, parent: int, name: bytes, _mode: int, file: Any) -> None:
         if self._alone:
@@ -412,11 +418,10 @@ class FileSystem:
         if path is None:
             return
         flags = file.contents.flags
-        parent_inode = parent - 1
 
         def finish(request: int, outcome: int) -> None:
-            tree = self._view.tree
-            entry = tree.child(parent_inode, name)
+            tree, numbering = self._published()
+            entry = tree.child(numbering.inode_of(parent), name)
             if outcome in (-EEXIST, -ENOTDIR) and entry is not None:
                 # Another node was first. The kernel holds our caller for the creator, and will not truncate.
                 if flags & os.O_EXCL:
@@ -432,25 +437,26 @@ class FileSystem:
             elif entry is None:
                 reply_err(request, ENOENT)
             else:
-                reply_buf(request, self._entry_out(tree, entry) + _OPENED, ENTRY_OUT.size + OPEN_OUT.size)
+                reply_buf(request, self._entry_out(tree, numbering, entry) + _OPENED, ENTRY_OUT.size + OPEN_OUT.size)
 
         def finish_existing(request: int, outcome: int) -> None:
-            tree = self._view.tree
-            entry = tree.child(parent_inode, name)
+            tree, numbering = self._published()
+            entry = tree.child(numbering.inode_of(parent), name)
             if outcome < 0 or entry is None:
                 reply_err(request, -outcome or ENOENT)
             else:
                 # The kernel may know the file already: as in L{_finish_attributes}.
-                reply_buf(request, self._entry_out(tree, entry, 0) + _OPENED, ENTRY_OUT.size + OPEN_OUT.size)
+                reply_buf(request, self._entry_out(tree, numbering, entry, 0) + _OPENED, ENTRY_OUT.size + OPEN_OUT.size)
 
         self._propose(request, Create(path), finish)
 
     def _unlink(self, request: int, parent: int, name: bytes) -> None:
         path = self._path_in(request, parent, name)
         if path is not None:
-            entry = self._view.tree.child(parent - 1, name)
+            tree, numbering = self._published()
+            entry = tree.child(numbering.inode_of(parent), name)
             if entry is not None and entry.type != DT_DIR:
-                self._graves.bury(entry)
+                self._graves.bury(numbering.node_of(entry.inode), entry)
             self._propose(request, Delete(path), finish_without_result)
 
     _rmdir = _unlink
@@ -465,17 +471,18 @@ class FileSystem:
         to = self._new_path(request, new_parent, new_name)
         if to is None:
             return
-        tree = self._view.tree
-        replaced = tree.child(new_parent - 1, new_name)
+        tree, numbering = self._published()
+        replaced = tree.child(numbering.inode_of(new_parent), new_name)
         if replaced is not None and replaced.type != DT_DIR:
-            self._graves.bury(replaced)
-        entry = tree.child(parent - 1, name)
+            self._graves.bury(numbering.node_of(replaced.inode), replaced)
+        entry = tree.child(numbering.inode_of(parent), name)
+        node = None if entry is None else numbering.node_of(entry.inode)
 
         def finish(request: int, outcome: int) -> None:
             # Modes depend on the place, and the time is new; the kernel thinks that only the ctime is. It takes no
             # lock for this, so any thread may tell it.
-            if outcome >= 0 and entry is not None:
-                self._kernel.attributes_changed(node_of(entry.inode))
+            if outcome >= 0 and node is not None:
+                self._kernel.attributes_changed(node)
             finish_without_result(request, outcome)
 
         self._propose(request, Rename(path, to), finish)
@@ -484,9 +491,9 @@ class FileSystem:
         if node >= FIRST_COMPUTED:
             self._write_document(request, node, ctypes.string_at(pointer, size), offset)
             return
-        tree = self._view.tree
-        entry = tree.entry(node - 1)
-        path = None if entry is None else tree.path_of(node - 1)
+        tree, numbering = self._published()
+        entry = tree.entry(numbering.inode_of(node))
+        path = None if entry is None else tree.path_of(entry.inode)
         if entry is None or path is None:
             reply_err(request, ENOENT)
             return
@@ -523,11 +530,11 @@ class FileSystem:
             lowlevel.reply_write(request, 2)
 
     def _setattr(self, request: int, node: int, pointer: Any, wanted: int, _file: int | None) -> None:
-        tree = self._view.tree
+        tree, numbering = self._published()
         wish = pointer.contents
         computed = node >= FIRST_COMPUTED
-        entry = None if computed else tree.entry(node - 1)
-        path = None if entry is None else tree.path_of(node - 1)
+        entry = None if computed else tree.entry(numbering.inode_of(node))
+        path = None if entry is None else tree.path_of(entry.inode)
         if not computed and (entry is None or path is None):
             reply_err(request, ENOENT)
             return
@@ -562,9 +569,9 @@ class FileSystem:
             now = wanted & lowlevel.SET_MTIME_NOW
             change = SetMtime(path, (int(time.time()) if now else wish.st_mtimespec.tv_sec) & 0xFFFFFFFF)
         else:
-            self._reply_attributes(request, attributes.of_entry(tree, entry, self._view.quorate), 0)
+            self._reply_attributes(request, attributes.of_entry(tree, entry, node, self._view.quorate), 0)
             return
-        self._propose(request, change, self._finish_attributes(node, entry.parent, entry.name))
+        self._propose(request, change, self._finish_attributes(node, numbering.node_of(entry.parent), entry))
 
     def _fsync(self, request: int, _node: int, _data_only: int, _file: int | None) -> None:
         self._synchronise(request)

@@ -15,33 +15,33 @@ MAX_BYTES = 16 * 1024 * 1024
 
 
 class Graves:
-    """Deleted files by inode. Any thread."""
+    """Deleted files by node id. Any thread."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._entries: dict[int, Entry] = {}
         self._bytes = 0
 
-    def bury(self, entry: Entry) -> None:
-        """Keep C{entry}, a file. It may still be alive: the tree is asked first."""
+    def bury(self, node: int, entry: Entry) -> None:
+        """Keep C{entry}, the file that C{node} means. It may still be alive: the tree is asked first."""
         with self._lock:
-            self._remove(entry.inode)
-            self._entries[entry.inode] = entry
+            self._remove(node)
+            self._entries[node] = entry
             self._bytes += len(entry.data)
             while self._bytes > MAX_BYTES or len(self._entries) > MAX_GRAVES:
                 self._remove(next(iter(self._entries)))
 
-    def find(self, inode: int) -> Entry | None:
-        return self._entries.get(inode)
+    def find(self, node: int) -> Entry | None:
+        return self._entries.get(node)
 
-    def forget(self, inode: int) -> None:
-        """Nobody holds C{inode} open."""
-        if inode in self._entries:
+    def forget(self, node: int) -> None:
+        """Nobody holds C{node} open."""
+        if node in self._entries:
             with self._lock:
-                self._remove(inode)
+                self._remove(node)
 
-    def _remove(self, inode: int) -> None:
-        entry = self._entries.pop(inode, None)
+    def _remove(self, node: int) -> None:
+        entry = self._entries.pop(node, None)
         if entry is not None:
             self._bytes -= len(entry.data)
 

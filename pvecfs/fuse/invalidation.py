@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING
 from zope.interface import implementer
 
 from pvecfs.fuse import lowlevel
-from pvecfs.fuse.nodes import LINKS, node_of
+from pvecfs.fuse.nodes import LINKS
 from pvecfs.interfaces import IKernelCache
 from pvecfs.log import logger
 from pvecfs.tree.entry import DT_DIR
 
 if TYPE_CHECKING:
     from pvecfs.fuse.graves import Graves
-    from pvecfs.interfaces import INodeView
+    from pvecfs.fuse.nodes import Exchanged, NodeIds, Numbering, Replacement
     from pvecfs.tree.entry import Entry
     from pvecfs.tree.tree import Delta, Tree
 
@@ -50,7 +50,7 @@ LANES = 3
 _BARRIER = b"\x01"
 """A name that is dropped for the sake of its directory's lock."""
 
-_EVERYTHING = 0
+_EVERYTHING = -1
 """The key of L{_Work} that takes back all; no node has it."""
 
 Then = Callable[[], None]
@@ -103,12 +103,13 @@ class KernelCache:
 
     @ivar max_pending: how many names and nodes may wait.
 
-    @param view: the published tree.
+    @param nodes: the published tree and its node ids.
     @param graves: gets the deleted files.
     """
 
-    def __init__(self, view: INodeView, graves: Graves, max_pending: int = MAX_PENDING) -> None:
-        self._view = view
+    def __init__(self, nodes: NodeIds, graves: Graves, max_pending: int = MAX_PENDING) -> None:
+        self._nodes = nodes
+        self._replacement: Replacement | None = None
         self._graves = graves
         self.max_pending = max_pending
         self._session = 0
@@ -131,6 +132,7 @@ class KernelCache:
         """Begin: C{session} is mounted. Before the threads are started: L{LANES} that run L{run_lane}, one each for
         L{run_modes} and L{run_listings}."""
         self._session = session
+        self._nodes.begin()
         self._running = True
 
     def stop(self) -> None:
@@ -148,47 +150,75 @@ class KernelCache:
 
     # What has changed
 
+    def replacing(self, before: Tree, delta: Delta) -> None:
+        self._replacement = replacement = self._nodes.replacing(before, delta)
+        for _, node, entry in replacement.exchanged.values():
+            if entry is not None and entry.type != DT_DIR:
+                self._graves.bury(node, entry)
+
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
+        replacement, self._replacement = self._replacement, None
+        exchanged: dict[int, Exchanged] = {}
+        if replacement is None:
+            known = numbering = self._nodes.published()[1]
+        else:
+            self._nodes.replaced()
+            known, numbering, exchanged = replacement
         if not self._running:
             return
         with self._lock:
+            for one in exchanged.values():
+                self._exchanged(before, after, known, numbering, one)
             for entry in delta.stored:
-                self._stored(before.entry(entry.inode), entry, after, delta.synchronised)
+                if entry.inode not in exchanged:
+                    self._stored(before.entry(entry.inode), entry, after, numbering)
             for inode in delta.deleted:
                 entry_before = before.entry(inode)
                 if entry_before is not None:
-                    self._name(entry_before.parent, entry_before.name)
+                    self._name(known.node_of(entry_before.parent), entry_before.name)
                     if entry_before.type != DT_DIR:
-                        self._graves.bury(entry_before)
+                        self._graves.bury(known.node_of(inode), entry_before)
             if self._names + len(self._pending) > self.max_pending:
                 self._take_back_everything()
             self._work_came.notify()
 
-    def _stored(self, old: Entry | None, entry: Entry, after: Tree, synchronised: bool) -> None:
-        node = node_of(entry.inode)
+    def _exchanged(self, before: Tree, after: Tree, known: Numbering, numbering: Numbering, one: Exchanged) -> None:
+        """The kernel may know C{one} by C{known}, its old numbering; it cannot know what has the inode now."""
+        entry = after.entry(one.inode)
+        if entry is not None:
+            self._name(numbering.node_of(entry.parent), entry.name)
+        old = one.entry
+        if old is not None:
+            self._name(known.node_of(old.parent), old.name)
+            work = self._work(one.node)
+            work.attributes = work.data = True
+            work.parents.add(known.node_of(old.parent))
+            for name in before.children(one.inode):
+                self._name(one.node, name)
+
+    def _stored(self, old: Entry | None, entry: Entry, after: Tree, numbering: Numbering) -> None:
+        node_of = numbering.node_of
         if old is None:
-            self._name(entry.parent, entry.name)
-            if synchronised:  # an inode that was here, was deleted, and is held open, can come back with other content
-                self._work(node).data = True
+            self._name(node_of(entry.parent), entry.name)
             return
-        work = self._work(node)
+        work = self._work(node_of(entry.inode))
         work.attributes = True
         work.parents.add(node_of(old.parent))
-        if old.data != entry.data or old.type != entry.type:
+        if old.data != entry.data:
             work.data = True
-        if (old.parent, old.name, old.type) != (entry.parent, entry.name, entry.type):
+        if (old.parent, old.name) != (entry.parent, entry.name):
             work.parents.add(node_of(entry.parent))
-            self._name(old.parent, old.name)
-            self._name(entry.parent, entry.name)
+            self._name(node_of(old.parent), old.name)
+            self._name(node_of(entry.parent), entry.name)
             if entry.type == DT_DIR:  # what is in it may have become private
-                self._descendants(after, entry.inode)
+                self._descendants(after, entry.inode, numbering)
 
-    def _descendants(self, tree: Tree, inode: int) -> None:
+    def _descendants(self, tree: Tree, inode: int, numbering: Numbering) -> None:
         directories = [inode]
         seen = set(directories)
         while directories:
             directory = directories.pop()
-            self._work(node_of(directory)).children = True
+            self._work(numbering.node_of(directory)).children = True
             for child in tree.children(directory).values():
                 if child not in seen and tree.children(child):
                     seen.add(child)
@@ -218,7 +248,7 @@ class KernelCache:
         """Take back C{name} in the directory of node C{parent}."""
         if self._running:
             with self._lock:
-                self._name(parent - 1, name)
+                self._name(parent, name)
                 self._work_came.notify()
 
     def forget_listing(self, node: int, then: Then) -> None:
@@ -257,7 +287,7 @@ class KernelCache:
         return work
 
     def _name(self, parent: int, name: bytes) -> None:
-        work = self._work(node_of(parent))
+        work = self._work(parent)
         work.data = True  # the listing
         if name not in work.names:
             work.names.add(name)
@@ -363,11 +393,13 @@ class KernelCache:
             self._entry(node, name)
         if work.children:
             self._entry(node, _BARRIER)
-            self._attributes(self._view.tree.children(node - 1).values())
+            tree, numbering = self._nodes.published()
+            self._attributes(tree.children(numbering.inode_of(node)).values(), numbering)
 
     def _perform_everything(self) -> None:
         os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
-        tree = self._view.tree
+        tree, numbering = self._nodes.published()
+        node_of = numbering.node_of
         for entry in tree.entries():
             self._inode(node_of(entry.inode), 0)
         for entry in tree.entries():  # for lookups that were on their way, see the module's text
@@ -380,8 +412,8 @@ class KernelCache:
     def _perform_modes(self, work: _Work) -> None:
         for link in LINKS.values():
             self._inode(link, -1)
-        tree = self._view.tree
-        self._attributes(entry.inode for entry in tree.entries())
+        tree, numbering = self._nodes.published()
+        self._attributes((entry.inode for entry in tree.entries()), numbering)
         # Once more for what is being looked up at this moment. It can wait for locks, so it is the lanes' work.
         with self._lock:
             if not self._running:
@@ -389,17 +421,17 @@ class KernelCache:
             directories = [entry.inode for entry in tree.entries() if entry.type == DT_DIR]
             countdown = _Countdown(self._lock, len(directories), _ThenAll(work.then))
             for inode in directories:
-                again = self._work(node_of(inode))
+                again = self._work(numbering.node_of(inode))
                 again.children = True
                 again.then.append(countdown)
             work.then = []
             self._work_came.notify()
 
-    def _attributes(self, inodes: Iterable[int]) -> None:
+    def _attributes(self, inodes: Iterable[int], numbering: Numbering) -> None:
         for inode in inodes:
             if not self._running:
                 return
-            self._inode(node_of(inode), -1)
+            self._inode(numbering.node_of(inode), -1)
 
     def _inode(self, node: int, offset: int) -> int:
         result: int = lowlevel.notify_inode(self._session, node, offset, 0)

@@ -18,10 +18,11 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from pvecfs.fuse.lowlevel import DIRENT
-from pvecfs.fuse.nodes import DOCUMENTS, LINKS, RESERVED, node_of
+from pvecfs.fuse.nodes import DOCUMENTS, LINKS, RESERVED
 from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE
 
 if TYPE_CHECKING:
+    from pvecfs.fuse.nodes import Numbering
     from pvecfs.tree.entry import Entry
     from pvecfs.tree.tree import Children, Tree
 
@@ -46,9 +47,11 @@ class Listing:
     @ivar generation: changes whenever the listing is made anew.
     """
 
-    __slots__ = ("_blob", "_cursors", "_ends", "children", "generation", "parent")
+    __slots__ = ("_blob", "_cursors", "_ends", "children", "generation", "numbering", "parent")
 
-    def __init__(self, tree: Tree, directory: Entry, children: Children, generation: int) -> None:
+    def __init__(self, tree: Tree, numbering: Numbering, directory: Entry, children: Children, generation: int) -> None:
+        node_of = numbering.node_of
+        self.numbering = numbering
         self.children = children
         self.parent = directory.parent
         self.generation = generation
@@ -105,24 +108,30 @@ class ListingCache:
         self._listings: dict[int, Listing] = {}
         self._generations = count(1)
 
-    def read(self, tree: Tree, directory: Entry, offset: int, size: int) -> tuple[bytes, bool]:
+    def read(self, tree: Tree, numbering: Numbering, directory: Entry, offset: int, size: int) -> tuple[bytes, bool]:
         """Read on at C{offset}.
 
         @param tree: the newest committed tree.
+        @param numbering: its node ids.
         @return: the bytes to answer, and whether the kernel must first drop what it has kept of the directory: it
             would take what it read for complete with this answer, but the directory has changed meanwhile.
         """
-        listing = self._listing(tree, directory)
+        listing = self._listing(tree, numbering, directory)
         generation = offset >> CURSOR_BITS if offset else listing.generation
         chunk = listing.chunk(offset & CURSOR_MASK, size, generation)
         return chunk, not chunk and generation != listing.generation
 
-    def _listing(self, tree: Tree, directory: Entry) -> Listing:
+    def _listing(self, tree: Tree, numbering: Numbering, directory: Entry) -> Listing:
         listings = self._listings
         children = tree.children(directory.inode)
         listing = listings.get(directory.inode)
-        if listing is None or listing.children is not children or listing.parent != directory.parent:
-            listing = Listing(tree, directory, children, next(self._generations) % GENERATIONS)
+        if (
+            listing is None
+            or listing.children is not children
+            or listing.parent != directory.parent
+            or listing.numbering is not numbering
+        ):
+            listing = Listing(tree, numbering, directory, children, next(self._generations) % GENERATIONS)
             if len(listings) >= MAX_LISTINGS:
                 listings.pop(next(iter(list(listings))), None)
             listings[directory.inode] = listing

@@ -21,7 +21,7 @@ from pvecfs.fuse.graves import Graves
 from pvecfs.fuse.intake import Intake
 from pvecfs.fuse.invalidation import LANES, KernelCache
 from pvecfs.fuse.mountpoint import MountFailed
-from pvecfs.fuse.nodes import Attributes
+from pvecfs.fuse.nodes import Attributes, NodeIds
 from pvecfs.log import logger
 
 if TYPE_CHECKING:
@@ -78,10 +78,13 @@ class FuseMount(Service):
         alone: bool = False,
     ) -> None:
         graves = Graves()
-        self.kernel_cache = KernelCache(view, graves)
+        nodes = NodeIds(view)
+        self.kernel_cache = KernelCache(nodes, graves)
         self.on_lost = on_lost
         self._reactor = reactor
-        self._files = FileSystem(reactor, view, proposer, Attributes(owner, group), graves, self.kernel_cache, alone)
+        self._files = FileSystem(
+            reactor, view, proposer, Attributes(owner, group), graves, self.kernel_cache, nodes, alone
+        )
         self._place = place
         self._allow_other = allow_other
         self._source = source

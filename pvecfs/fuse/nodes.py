@@ -1,22 +1,37 @@
 """Node ids and attributes: how entries, links and special files look from the kernel.
 
 The kernel knows files by node id. An entry's is its inode plus one, so that the root, inode 0, has the 1 that FUSE
-demands; nothing has to be remembered, and an id never comes to mean another file. Ids from L{FIRST_COMPUTED} on
-belong to what is in no tree. (No tree grows to such inodes. One made up would be listed, and answer ENOENT.)
+demands; nothing has to be remembered, as changes give an inode to one file only, ever. A synchronisation can give it to
+another: two sides of a partition had made a file at the same version. That one gets an id of its own, from
+L{FIRST_EXCHANGED} on, and the old id means nothing any more (L{NodeIds}).
+
+Ids from L{FIRST_COMPUTED} on belong to what is in no tree. (No tree grows to inodes that large. One made up is listed,
+and answers ENOENT.)
 """
 
 from __future__ import annotations
 
+from itertools import count
 from stat import S_IFDIR, S_IFLNK, S_IFREG
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvecfs.tree.entry import DT_DIR, Entry
 from pvecfs.tree.paths import is_private, script_executable
 
 if TYPE_CHECKING:
-    from pvecfs.tree.tree import Tree
+    from pvecfs.interfaces import INodeView
+    from pvecfs.tree.tree import Delta, Tree
+
+FIRST_EXCHANGED = 1 << 61
+"""Node ids from here to L{FIRST_COMPUTED} are of entries whose inodes have meant other files before."""
 
 FIRST_COMPUTED = 1 << 62
+
+NOWHERE = 0
+"""The node id of what no request can reach: in the answer to a lookup it says that there is no such name."""
+
+_NO_INODE = -1
+"""What a node id of a file that is gone leads to: no tree has it."""
 
 LINKS = {name: FIRST_COMPUTED + 1 + number for number, name in enumerate((b"local", b"qemu-server", b"lxc", b"openvz"))}
 """The links at the root, with their node ids."""
@@ -38,9 +53,146 @@ DEBUG = b".debug"
 BLOCK_BYTES = 4096
 
 
-def node_of(inode: int) -> int:
-    """The node id of an entry."""
-    return inode + 1
+class Numbering:
+    """Which node id is which inode, in the trees between two synchronisations. Immutable once it is used, but for
+    C{successor}, which only L{NodeIds} knows of.
+
+    @param exchanged: node ids by inode, for those that are not the inode plus one.
+    """
+
+    __slots__ = ("_inodes", "_nodes", "successor")
+
+    def __init__(self, exchanged: dict[int, int]) -> None:
+        self._nodes = exchanged
+        self._inodes = {node: inode for inode, node in exchanged.items()}
+        self.successor: tuple[Tree, Numbering] | None = None
+
+    def node_of(self, inode: int) -> int:
+        """The node id of an entry; L{NOWHERE} for an inode so large that its id would mean something else."""
+        node = self._nodes.get(inode)
+        if node is not None:
+            return node
+        return inode + 1 if inode < FIRST_EXCHANGED - 1 else NOWHERE
+
+    def inode_of(self, node: int) -> int:
+        """The inode of C{node}; one that no tree has if the file that C{node} meant is gone."""
+        if node >= FIRST_EXCHANGED:
+            return self._inodes.get(node, _NO_INODE)
+        inode = node - 1
+        return _NO_INODE if inode in self._nodes else inode
+
+    def exchanged(self) -> dict[int, int]:
+        """A copy of the node ids that are not the inode plus one, by inode."""
+        return dict(self._nodes)
+
+
+class Exchanged(NamedTuple):
+    """An inode that a synchronisation has given to another file, or may have.
+
+    @ivar inode: the inode.
+    @ivar node: the node id under which the kernel may know the old file.
+    @ivar entry: the old file, unless it was deleted before.
+    """
+
+    inode: int
+    node: int
+    entry: Entry | None
+
+
+class Replacement(NamedTuple):
+    """What a synchronisation does to node ids.
+
+    @ivar before: the numbering of the tree before it.
+    @ivar after: the numbering of the tree after it.
+    @ivar exchanged: by inode, what has another node id than before.
+    """
+
+    before: Numbering
+    after: Numbering
+    exchanged: dict[int, Exchanged]
+
+
+class NodeIds:
+    """The node ids of one mount. The tree that is published and its numbering belong together; they are taken by
+    L{published}, on any thread. The rest is for the thread that publishes trees.
+
+    How they are exchanged without a lock:
+
+     1. L{replacing}: the numbering is replaced by a copy that names its successor, and the tree that brings it;
+     2. the tree is published;
+     3. L{replaced}: the successor is the numbering.
+
+    Who finds the same numbering before and after taking the tree has taken a tree of this numbering; or, if it names a
+    successor, perhaps the successor's, which is told by the tree.
+
+    @param view: the published tree.
+    """
+
+    def __init__(self, view: INodeView) -> None:
+        self._view = view
+        self._numbering = Numbering({})
+        self._highest = 0
+        self._new = count(FIRST_EXCHANGED)
+
+    def begin(self) -> None:
+        """The tree published now is the first that the kernel gets to know."""
+        self._highest = max(entry.inode for entry in self._view.tree.entries())
+
+    def published(self) -> tuple[Tree, Numbering]:
+        """The newest committed tree, and its numbering."""
+        view = self._view
+        while True:
+            numbering = self._numbering
+            tree: Tree = view.tree
+            if self._numbering is numbering:
+                break
+        if numbering.successor is not None and tree is numbering.successor[0]:
+            return numbering.successor
+        return tree, numbering
+
+    def replacing(self, before: Tree, delta: Delta) -> Replacement:
+        """C{delta}, a synchronisation of C{before}, will be published next."""
+        old = self._numbering
+        # A change makes inodes above the version, so whatever a synchronisation brings above it was never here.
+        self._highest = max(self._highest, before.version)
+        exchanged = self._exchanged(old, before, delta)
+        self._highest = max([self._highest, *(entry.inode for entry in delta.stored)])
+        if not exchanged:
+            return Replacement(old, old, exchanged)
+        after = delta.tree
+        nodes = {inode: node for inode, node in old.exchanged().items() if after.entry(inode) is not None}
+        nodes.update(zip(exchanged, self._new, strict=False))
+        new = Numbering(nodes)
+        announcing = Numbering(old.exchanged())
+        announcing.successor = (after, new)
+        self._numbering = announcing
+        return Replacement(old, new, exchanged)
+
+    def _exchanged(self, old: Numbering, before: Tree, delta: Delta) -> dict[int, Exchanged]:
+        """The inodes that mean other files in C{delta} than before. An entry elsewhere, or of another type, counts as
+        another file: it may be the same one moved, but nothing tells. With a directory goes all that is in it."""
+        exchanged: dict[int, Exchanged] = {}
+        pending = []
+        for entry in delta.stored:
+            known = before.entry(entry.inode)
+            if known is None:
+                other = entry.inode <= self._highest
+            else:
+                other = (known.parent, known.name, known.type) != (entry.parent, entry.name, entry.type)
+            if other:
+                pending.append(entry.inode)
+        after = delta.tree
+        while pending:
+            inode = pending.pop()
+            if inode not in exchanged:
+                exchanged[inode] = Exchanged(inode, old.node_of(inode), before.entry(inode))
+                pending.extend(child for child in after.children(inode).values() if child <= self._highest)
+        return exchanged
+
+    def replaced(self) -> None:
+        """What was told by L{replacing} is published."""
+        if self._numbering.successor is not None:
+            self._numbering = self._numbering.successor[1]
 
 
 def link_target(link: int, node_name: bytes) -> bytes:
@@ -61,10 +213,11 @@ class Attributes:
         self.owner = owner
         self.group = group
 
-    def of_entry(self, tree: Tree, entry: Entry, quorate: bool) -> tuple[int, ...]:
-        """@param tree: says by its paths what is private."""
+    def of_entry(self, tree: Tree, entry: Entry, node: int, quorate: bool) -> tuple[int, ...]:
+        """@param tree: says by its paths what is private.
+        @param node: the node id of C{entry}, which is shown as the inode number.
+        """
         size = len(entry.data)
-        node = entry.inode + 1
         links = 1
         if node == 1:
             return self._make(node, 0, 0, S_IFDIR | 0o755, 2)
@@ -80,10 +233,10 @@ class Attributes:
             mode &= ~0o222
         return self._make(node, size, entry.mtime, mode, links)
 
-    def of_gone(self, entry: Entry) -> tuple[int, ...]:
+    def of_gone(self, entry: Entry, node: int) -> tuple[int, ...]:
         """What is held open only: it has no name any more."""
         mode = S_IFDIR | 0o700 if entry.type == DT_DIR else S_IFREG | 0o600
-        return self._make(entry.inode + 1, len(entry.data), entry.mtime, mode, 0)
+        return self._make(node, len(entry.data), entry.mtime, mode, 0)
 
     def of_link(self, link: int, target: bytes, quorate: bool) -> tuple[int, ...]:
         return self._make(link, len(target), 0, S_IFLNK | (0o755 if quorate else 0o555), 1)

@@ -39,6 +39,9 @@ RECOVERY_INTERVAL = 2.0
 class NoKernelCache:
     """There is no mount, so nothing to invalidate."""
 
+    def replacing(self, before: Tree, delta: Delta) -> None:
+        pass
+
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
         pass
 
@@ -133,6 +136,8 @@ class Ledger:
     ) -> None:
         """A commit has ended. Store thread."""
         if failure is None:
+            if delta.synchronised:
+                self.kernel_cache.replacing(before, delta)
             self._view.tree = delta.tree
             if not by_mount:
                 self.kernel_cache.changed(before, delta.tree, delta)
