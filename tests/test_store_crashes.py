@@ -7,10 +7,12 @@ import subprocess
 from errno import ENOSPC
 from pathlib import Path
 from random import Random
+from threading import Semaphore
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs.store.errors import StoreError
+from pvecfs.store.sqlite import LogLimits
 from pvecfs.tree.changes import Create, Delete, Write
 from pvecfs.tree.tree import Tree
 from tests.needs import needs_root
@@ -119,6 +121,40 @@ class FullDiskTests(SynchronousTestCase):
         for delta in made:
             store.commit_now(delta)
         store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_sustained_load_on_a_small_disk(self) -> None:
+        """Ten times what the disk has room for is written without a pause; the log leaves room for the database."""
+        subprocess.run(["mount", "-o", "remount,size=24m", self.directory], check=True)
+        random = Random(4)
+        store = store_at(self.path)
+        tree, made = deltas(store.open(), *(Create(b"%d" % number) for number in range(200)))
+        for delta in made:
+            store.commit_now(delta)
+        under_way = Semaphore(8)
+        failures: list[Exception] = []
+
+        def settled(outcome: Exception | None) -> None:
+            if outcome is not None:
+                failures.append(outcome)
+            under_way.release()
+
+        written = longest = 0
+        while written < 240 * 2**20 and not failures:
+            number = random.randrange(200)
+            size = 2**20 if number < 6 else random.choice((0, 100, 2000, 9000))
+            for change in Write(b"%d" % number, b"", 0, True), Write(b"%d" % number, random.randbytes(size)):
+                under_way.acquire()
+                delta = tree.apply(change, 1, 1).delta
+                tree = delta.tree
+                store.commit(delta, settled)
+            written += size
+            longest = max(longest, os.stat(self.path + "-wal").st_size)
+        settle(store)
+        store.close_now()
+        self.assertEqual(failures, [])
+        self.assertLess(longest, LogLimits.within(24 * 2**20).full + 2**20)
+        self.assertGreater(longest, LogLimits.within(14 * 2**20).busy)
         self.assertEqual(reopened(self.path).index(), tree.index())
 
     def test_no_room_for_a_new_database(self) -> None:

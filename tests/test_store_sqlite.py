@@ -451,6 +451,47 @@ class LogTests(StoreTestCase):
         self.write(store, delta.tree, 40)
         self.assertLess(self.frames(store), 6_000_000)
 
+    def test_the_log_is_bounded_by_the_room_there_is(self) -> None:
+        mib = 2**20
+        limits = sqlite.LogLimits.within
+        self.assertEqual(limits(1000 * mib), (sqlite.BUSY_LOG, sqlite.FULL_LOG, sqlite.KEPT_LOG))
+        self.assertEqual(limits(24 * mib), (6 * mib, 9 * mib, 3 * mib))
+        self.assertEqual(limits(0), (sqlite.LEAST_LOG, sqlite.LEAST_LOG, sqlite.LEAST_LOG // 2))
+
+        room = [8 * mib]
+        blocks = 1
+
+        def fstatvfs(fd: int) -> os.statvfs_result:
+            free = max(0, room[0] - os.fstat(fd).st_size)
+            return os.statvfs_result((4096, 1024, blocks, free // 1024, free // 1024, 0, 0, 0, 0, 255))
+
+        self.patch(os, "fstatvfs", fstatvfs)
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Create(b"f"), 0, 0).delta)
+        tree = self.write(store, delta.tree, 30)
+        self.assertLess(self.frames(store), 3 * mib + 600_000)
+        room[0] = 1000 * mib
+        tree = self.write(store, tree, 30)
+        self.assertGreater(self.frames(store), 14_000_000)
+        room[0] = 16 * mib  # others fill the disk
+        tree = self.write(store, tree, 1)
+        settle(store)
+        tree = self.write(store, tree, 10)
+        settle(store)
+        self.assertLess(self.frames(store), 6 * mib + 600_000)
+        blocks, room[0] = 0, 0  # a file system that does not say
+        tree = self.write(store, tree, 30)
+        self.assertGreater(self.frames(store), 14_000_000)
+
+    def test_the_room_cannot_be_told(self) -> None:
+        def fstatvfs(fd: int) -> os.statvfs_result:
+            raise OSError(EIO, "no answer")
+
+        self.patch(os, "fstatvfs", fstatvfs)
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Create(b"f"), 0, 0).delta)
+        self.write(store, delta.tree, 3)
+
     def test_another_thread_copies_while_commits_go_on(self) -> None:
         self.patch(sqlite, "BUSY_LOG", 1_000_000)
         store, tree = self.opened()

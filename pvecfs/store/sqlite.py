@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import closing, suppress
 from errno import EINVAL, EIO
 from threading import Thread, current_thread
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
@@ -56,6 +56,30 @@ FULL_LOG = 64 * 1024 * 1024
 
 KEPT_LOG = 8 * 1024 * 1024
 """Bytes that the log's file keeps when it begins anew. Space that is there already is faster to write to."""
+
+LEAST_LOG = 256 * 1024
+"""Bytes of log that are allowed however little room there is, so that not every commit is checkpointed."""
+
+
+class LogLimits(NamedTuple):
+    """How long the log may get, in bytes.
+
+    @ivar busy: see L{BUSY_LOG}.
+    @ivar full: see L{FULL_LOG}.
+    @ivar kept: see L{KEPT_LOG}.
+    """
+
+    busy: int
+    full: int
+    kept: int
+
+    @classmethod
+    def within(cls, room: int) -> LogLimits:
+        """Where the log has C{room} bytes, those that it fills included. While it is copied the database may grow by
+        as much as the log holds, and a transaction is in the log before anybody looks how long it is."""
+        busy = min(BUSY_LOG, max(LEAST_LOG, room // 4))
+        return cls(busy, min(FULL_LOG, max(LEAST_LOG, room * 3 // 8)), min(KEPT_LOG, busy // 2))
+
 
 _Task = Callable[[], None]
 _Commit = tuple[Delta, Settled]
@@ -103,7 +127,10 @@ class SqliteStore:
         self._broken: StoreError | None = None
         self._log_bytes = 0  # an upper estimate: SQLite does not tell without being asked
         self._log_in_doubt = False  # a sync of it may have failed; set by the copier too, before it is joined
-        self._checkpoint_at = BUSY_LOG
+        self._log_stuck = 0  # bytes of it that could not be copied when that was last tried
+        self._look_at = 0  # bytes of log after which its limits are looked at again
+        self._limits = LogLimits(BUSY_LOG, FULL_LOG, KEPT_LOG)
+        self._kept = KEPT_LOG  # what SQLite knows of them
         self._copier: Thread | None = None
 
     # Reactor thread
@@ -293,8 +320,8 @@ class SqliteStore:
         outcome = self._broken
         for _, settled in commits:
             _tell(settled, outcome)
-        if self._log_bytes >= self._checkpoint_at and self._broken is None:
-            self._relieve()
+        if self._log_bytes >= self._look_at and self._broken is None:
+            self._look()
 
     def _failed(self, error: Exception) -> StoreError:
         """Undo what failed."""
@@ -346,21 +373,46 @@ class SqliteStore:
         # Each row touches a page, some of the tree above it and of the list of free pages, and what its data fill.
         self._log_bytes += written + written // 16 + (count * 3 + 2) * (self._page_size + 24)
 
-    def _relieve(self) -> None:
-        """The log is long, and there was no quiet moment to checkpoint it."""
-        if self._log_bytes >= self._checkpoint_at + FULL_LOG - BUSY_LOG:
+    def _look(self) -> None:
+        """Checkpoint the log if it is long: there was no quiet moment to do it."""
+        size = self._measure_room()
+        # A file longer than what is kept of it has been written to its end.
+        self._log_bytes = size if size > self._kept else min(self._log_bytes, size)
+        fresh = self._log_bytes - self._log_stuck
+        if fresh >= self._limits.full:
             self._await_copier()
             self._checkpoint()
-        elif self._copier is None:
+        elif fresh >= self._limits.busy and self._copier is None:
             try:
                 self._renew_log()
             except OSError as error:
                 self._log_in_doubt = True
-                _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
-                self._checkpoint_at = self._log_bytes + BUSY_LOG
-                return
-            self._copier = Thread(target=self._copy_log, name="pvecfs-checkpoint", daemon=True)
-            self._copier.start()
+                self._stuck(error)
+            else:
+                self._copier = Thread(target=self._copy_log, name="pvecfs-checkpoint", daemon=True)
+                self._copier.start()
+        self._look_at = self._log_bytes + self._limits.busy // 8
+
+    def _measure_room(self) -> int:
+        """Set the limits by the room that there is now; return the size of the log's file.
+
+        Other programs use the disk too, so this is done again and again. It takes three microseconds.
+        """
+        try:
+            size = os.fstat(self._log_fd).st_size
+            status = os.fstatvfs(self._log_fd)
+        except OSError:  # nobody says; what was true then will do
+            return self._log_bytes
+        if status.f_blocks:  # a file system that does not say how large it is says 0, such as a tmpfs without a limit
+            self._limits = LogLimits.within(status.f_bavail * status.f_frsize + size)
+        else:
+            self._limits = LogLimits(BUSY_LOG, FULL_LOG, KEPT_LOG)
+        return size
+
+    def _stuck(self, error: Exception) -> None:
+        """The log could not be copied: try again when it has grown as much again."""
+        self._log_stuck = self._log_bytes
+        _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
 
     def _copy_log(self) -> None:
         """Copy the log as it is now into the database. On a thread of its own: it waits for the disk."""
@@ -396,18 +448,23 @@ class SqliteStore:
             self._renew_log()
             busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if busy or copied < frames:  # someone reads an old state, a backup for instance
-                self._log_bytes = frames * (self._page_size + 24)
-                self._checkpoint_at = self._log_bytes + BUSY_LOG
+                self._log_bytes = self._log_stuck = frames * (self._page_size + 24)
                 return
-            self._log_bytes = 0
-            self._checkpoint_at = BUSY_LOG
+            self._log_bytes = self._log_stuck = self._look_at = 0
+            self._limit_kept(connection)
             if restart and frames:
                 self._touch(connection)
         except (sqlite3.Error, OSError) as error:
             # The commits are in the log; if there is more to it, the next commit finds out.
             self._failed(error)
-            self._checkpoint_at = self._log_bytes + BUSY_LOG
-            _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
+            self._stuck(error)
+
+    def _limit_kept(self, connection: sqlite3.Connection) -> None:
+        """Have the next transaction, with which the log begins anew, cut its file to what it may keep."""
+        self._measure_room()
+        if self._limits.kept != self._kept:
+            self._kept = self._limits.kept
+            connection.execute(f"PRAGMA journal_size_limit={self._kept}").fetchall()
 
     def _touch(self, connection: sqlite3.Connection) -> None:
         """Write row 0 as it is: a transaction that changes nothing, in two steps, as SQLite writes no equal page."""
@@ -500,7 +557,7 @@ class SqliteStore:
         for pragma in (
             f"synchronous={SYNCHRONOUS[self._durability]}",
             "wal_autocheckpoint=0",
-            f"journal_size_limit={KEPT_LOG}",
+            f"journal_size_limit={self._kept}",
             # Debian's SQLite overwrites freed pages with zeros, which doubles what a large write costs; FAST does it
             # only where the page is written anyway.
             "secure_delete=FAST",
@@ -515,6 +572,8 @@ class SqliteStore:
         self._log_bytes = os.stat(log).st_size
         # What another process left there may be what it could not sync.
         self._log_in_doubt = self._log_bytes > 0
+        self._log_stuck = self._look_at = 0
+        self._limit_kept(connection)
         sync_directory(self.path)
         return connection
 
