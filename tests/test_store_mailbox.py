@@ -31,6 +31,14 @@ class MailboxTests(SynchronousTestCase):
         self.assertEqual(self.mailbox.take(0.001), [1])
         self.assertEqual(self.mailbox.take(0.002), [])
 
+    def test_after_the_end(self) -> None:
+        """Whoever puts may not have heard yet that the receiver has gone; its descriptors may be another's by then."""
+        self.mailbox.close()
+        self.mailbox._asleep = True
+        self.mailbox.put(1)
+        self.mailbox.open()
+        self.assertEqual(self.mailbox.take(None), [1])
+
     def test_every_item_once_in_order(self) -> None:
         """A thread puts 20,000 items as it likes, in part while we sleep, in part while we are awake."""
         count = 20_000
