@@ -155,7 +155,7 @@ class TextTests(SynchronousTestCase):
 class RingTests(SynchronousTestCase):
     def test_recorded_rings(self) -> None:
         """Every recorded state decodes without a defect, and encodes to the same bytes, wrapped or not."""
-        states = {decode(data).state for data in recorded_messages() if data[0] == MessageType.STATE}  # type: ignore[union-attr]  # a State
+        states = {decode(data).payload for data in recorded_messages() if data[0] == MessageType.STATE}  # type: ignore[union-attr]  # a State
         self.assertGreater(len(states), 5)
         for state in states:
             entries, defect = decode_ring(state)
@@ -313,7 +313,7 @@ class DocumentTests(SynchronousTestCase):
         """The last ring of the story is the log in the recorded document."""
         last = [state for state in map(decode, recorded_story()) if isinstance(state, State)]
         log = ClusterLog()
-        log.merge([decode_ring(state.state)[0] for state in last[-3:]])
+        log.merge([decode_ring(state.payload)[0] for state in last[-3:]])
         recorded = (GOLDEN / "status.clusterlog.n1").read_bytes()
         self.assertEqual(log_document(log), repaired(recorded))
 
@@ -323,7 +323,7 @@ class DocumentTests(SynchronousTestCase):
         for record in trace(RUN / "n2.3.trace.xz"):
             message = decode(record.data) if record.kind == "D" and record.group == KVSTORE else None
             if isinstance(message, State):
-                log.merge([None, decode_ring(message.state)[0]])
+                log.merge([None, decode_ring(message.payload)[0]])
         recorded = (RUN / "clusterlog.n1.json").read_bytes()
         with self.assertRaises(json.JSONDecodeError):
             json.loads(recorded)

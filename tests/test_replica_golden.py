@@ -45,7 +45,7 @@ def first_start(records: list[Record], content: bytes) -> Tree:
     """The tree of a process that started without a database and imported corosync.conf: at the time that the first
     state it sent tells."""
     state = next(
-        message.state
+        message.payload
         for message in (decode(r.data) for r in records if r.kind == "S" and r.group == DCDB)
         if isinstance(message, State)
     )
@@ -182,7 +182,7 @@ class Codecs(unittest.TestCase):
             elif isinstance(message, Update):
                 self.assertEqual(encode_entry(decode_entry(message.payload)), message.payload)
             elif isinstance(message, State) and group == DCDB:
-                self.assertEqual(Index.decode(message.state).encode(), message.state)
+                self.assertEqual(Index.decode(message.payload).encode(), message.payload)
         self.assertEqual(kinds, {"Normal", "SyncStart", "State", "Update", "UpdateComplete", "VerifyRequest", "Verify"})
 
     def assert_tree_payload(self, message: Normal) -> None:

@@ -424,7 +424,7 @@ class RecordedRun(SynchronousTestCase):
         messages = [decode(record.data) for record in records if record.kind == "S" and record.group == KVSTORE]
         own_name = b"n%d" % node_id
         # Its start: the entry with which it began.
-        states = [message.state for message in messages if isinstance(message, State)]
+        states = [message.payload for message in messages if isinstance(message, State)]
         start = next(entry for entry in reversed(decode_ring(states[0])[0]) if entry.node == own_name)
         replica = StatusReplica(own_name, start.pid, start.time, b"10.99.0.%d" % node_id)
         conversation = Conversation(replica)

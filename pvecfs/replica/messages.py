@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
@@ -161,10 +161,10 @@ def _exactly(data: bytes, size: int, what: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class SyncStart:
-    """The lowest node asks all members for their states, under its epoch."""
+class _Bare:
+    """A state message without a body."""
 
-    TYPE: ClassVar = MessageType.SYNC_START
+    TYPE: ClassVar[MessageType]
 
     protocol_version: int
     time: int
@@ -174,36 +174,17 @@ class SyncStart:
         return _state_head(self.TYPE, self.protocol_version, self.time, self.epoch)
 
     @classmethod
-    def decode(cls, data: bytes) -> SyncStart:
+    def decode(cls, data: bytes) -> Self:
         head = _decode_state_head(data, cls.TYPE)
-        _exactly(data, STATE_HEAD_SIZE, "SYNC_START")
+        _exactly(data, STATE_HEAD_SIZE, cls.TYPE.name)
         return cls(*head)
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """The sender's state: the index of its tree, or its cluster log ring."""
+class _Loaded:
+    """A state message whose body is the application's."""
 
-    TYPE: ClassVar = MessageType.STATE
-
-    protocol_version: int
-    time: int
-    epoch: Epoch
-    state: bytes
-
-    def encode(self) -> bytes:
-        return _state_head(self.TYPE, self.protocol_version, self.time, self.epoch) + self.state
-
-    @classmethod
-    def decode(cls, data: bytes) -> State:
-        return cls(*_decode_state_head(data, cls.TYPE), data[STATE_HEAD_SIZE:])
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The leader's version of one entry; C{payload} is coded by L{encode_entry} and L{decode_entry}."""
-
-    TYPE: ClassVar = MessageType.UPDATE
+    TYPE: ClassVar[MessageType]
 
     protocol_version: int
     time: int
@@ -214,28 +195,36 @@ class Update:
         return _state_head(self.TYPE, self.protocol_version, self.time, self.epoch) + self.payload
 
     @classmethod
-    def decode(cls, data: bytes) -> Update:
+    def decode(cls, data: bytes) -> Self:
         return cls(*_decode_state_head(data, cls.TYPE), data[STATE_HEAD_SIZE:])
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateComplete:
+class SyncStart(_Bare):
+    """The lowest node asks all members for their states, under its epoch."""
+
+    TYPE = MessageType.SYNC_START
+
+
+@dataclass(frozen=True, slots=True)
+class State(_Loaded):
+    """C{payload} is the sender's state: the index of its tree, or its cluster log ring."""
+
+    TYPE = MessageType.STATE
+
+
+@dataclass(frozen=True, slots=True)
+class Update(_Loaded):
+    """The leader's version of one entry; C{payload} is coded by L{encode_entry} and L{decode_entry}."""
+
+    TYPE = MessageType.UPDATE
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateComplete(_Bare):
     """The leader has sent all its updates."""
 
-    TYPE: ClassVar = MessageType.UPDATE_COMPLETE
-
-    protocol_version: int
-    time: int
-    epoch: Epoch
-
-    def encode(self) -> bytes:
-        return _state_head(self.TYPE, self.protocol_version, self.time, self.epoch)
-
-    @classmethod
-    def decode(cls, data: bytes) -> UpdateComplete:
-        head = _decode_state_head(data, cls.TYPE)
-        _exactly(data, STATE_HEAD_SIZE, "UPDATE_COMPLETE")
-        return cls(*head)
+    TYPE = MessageType.UPDATE_COMPLETE
 
 
 @dataclass(frozen=True, slots=True)
