@@ -279,6 +279,28 @@ class Synchronisation(ReplicaCase):
         self.assertEqual(self.replica.tree.index(), newer.index())
         self.assertEqual(self.replica.tree.counters.value(b"storage.cfg"), loads + 1)
 
+    def test_what_we_have_is_not_stored_again(self) -> None:
+        """Another member lacked it; here it stays the same object, and the store has nothing to do for it."""
+        newer = grown(BASE, Write(b"f", b"other"))
+        commit, _ = self.sync_to(newer, list(newer.entries()))
+        assert isinstance(commit, Commit)
+        self.assertEqual([entry.name for entry in commit.delta.stored], [b"f"])
+        self.assertIs(self.replica.tree.lookup(b"d"), BASE.lookup(b"d"))
+        self.assertEqual(self.replica.tree.index(), newer.index())
+
+    def test_updates_are_decoded_as_they_come(self) -> None:
+        newer = grown(BASE, Write(b"f", b"other"), Create(b"n"))
+        updates = [encode_entry(entry) for entry in newer.entries()]
+        for checked in (updates, updates[::2]):
+            self.replica.reset(BASE)
+            self.replica.state()
+            self.replica.states_collected(self.states(newer, BASE), B, NOW)
+            for update in checked:
+                self.replica.check_update(update)
+            self.replica.commit(updates, NOW)
+            self.assertEqual(self.replica.tree.index(), newer.index())
+        self.assertRaises(MalformedMessage, self.replica.check_update, b"x")
+
     def test_commit_that_misses_something(self) -> None:
         newer = grown(BASE, Create(b"n"))
         delays = []

@@ -19,6 +19,8 @@ MAX_VMID = 2**32 - 1
 
 _NODE = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _VMID = re.compile(rb"[1-9][0-9]{0,9}")
+_CONFIG = re.compile(rb"([1-9][0-9]{0,9})\.conf")
+_COMPONENT = re.compile(rb"(?!\.\.?\Z)[^/\0]+")
 _SCRIPT = re.compile(rb"(.*)\.(?:mount|umount|start|stop|premount|postumount)", re.DOTALL)
 
 Names = tuple[bytes, ...]
@@ -50,7 +52,7 @@ def join(names: Names) -> bytes:
 
 def is_bad_component(name: bytes) -> bool:
     """True for names that no entry can have."""
-    return b"/" in name or b"\0" in name or (len(name) < 3 and name in (b"", b".", b".."))
+    return _COMPONENT.fullmatch(name) is None
 
 
 def is_private(path: bytes) -> bool:
@@ -80,7 +82,11 @@ def is_node_name(name: bytes) -> bool:
 
 def config_vmid(name: bytes) -> int | None:
     """The VMID of a file name ``<vmid>.conf``."""
-    return vmid(name[:-5]) if name.endswith(b".conf") else None
+    match = _CONFIG.fullmatch(name)
+    if match is None:
+        return None
+    number = int(match[1])
+    return number if number <= MAX_VMID else None
 
 
 def vm_config_at(names: Names) -> VmConfig | None:

@@ -7,9 +7,9 @@ before anything is built, so a refused change costs nothing and leaves nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from errno import EACCES, EEXIST, EFBIG, EIO, ENOENT, ENOTDIR, ENOTEMPTY
 from hashlib import sha256
+from typing import NamedTuple
 
 from immutables import Map
 
@@ -29,8 +29,7 @@ MAX_FILE_BYTES = 1024 * 1024
 U32 = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """What a change, or a synchronisation, does to the stored rows. Empty (no rows, the same tree): nothing to commit.
 
     @ivar tree: the tree after it; row 0 comes from its root.
@@ -45,8 +44,7 @@ class Delta:
     synchronised: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """A change that succeeded.
 
     @ivar tree: the tree after it, C{delta.tree}.

@@ -29,7 +29,14 @@ class FoundConfig(NamedTuple):
     """A VM config that is in a tree."""
 
     inode: int
-    config: VmConfig
+    node: bytes
+    kind: str
+    vmid: int
+
+    @property
+    def config(self) -> VmConfig:
+        """What its path says."""
+        return VmConfig(self.node, self.kind, self.vmid)
 
 
 class DuplicateVm(NamedTuple):
@@ -39,10 +46,10 @@ class DuplicateVm(NamedTuple):
     unlisted: FoundConfig
 
     def __str__(self) -> str:
-        (inode, config), (other, unlisted) = self
+        listed, unlisted = self
         return (
-            f"two configs of VM {config.vmid}: inode {inode} ({config.kind} on {config.node!r}) and "
-            f"inode {other} ({unlisted.kind} on {unlisted.node!r})"
+            f"two configs of VM {listed.vmid}: inode {listed.inode} ({listed.kind} on {listed.node!r}) and "
+            f"inode {unlisted.inode} ({unlisted.kind} on {unlisted.node!r})"
         )
 
 
@@ -64,7 +71,7 @@ def find_configs(entries: Mapping[int, Entry], children: Mapping[int, Mapping[by
             for name, inode in children.get(places.get(directory, -1), {}).items():
                 vmid = config_vmid(name)
                 if vmid is not None and not entries[inode].is_directory:
-                    found.append(FoundConfig(inode, VmConfig(node, kind, vmid)))
+                    found.append(FoundConfig(inode, node, kind, vmid))
     found.sort()
     return found
 
@@ -133,7 +140,7 @@ class VmList:
         vms: dict[int, VmEntry] = {}
         duplicates: list[DuplicateVm] = []
         for found in configs:
-            node, kind, vmid = found.config
+            _inode, node, kind, vmid = found
             if vmid in vms:
                 duplicates.append(DuplicateVm(listed[vmid], found))
                 continue
