@@ -110,6 +110,7 @@ class FileSystem:
         self._graves = graves
         self._kernel = kernel
         self._published = nodes.published
+        self._find = nodes.find
         self._documents = FrozenDocuments(view.document)
         self._listings = ListingCache()
         self._waiting: set[Waiting] = set()
@@ -207,8 +208,7 @@ class FileSystem:
             if outcome < 0:
                 reply_err(request, -outcome)
                 return
-            tree, numbering = self._published()
-            entry = tree.entry(numbering.inode_of(node))
+            tree, entry = self._find(node)
             attributes = self._attributes
             if entry is not None:
                 valid = FOREVER if self._alone and entry.type != DT_DIR else 0
@@ -289,8 +289,7 @@ class FileSystem:
         if node >= FIRST_COMPUTED:
             self._getattr_computed(request, node)
             return
-        tree, numbering = self._published()
-        entry = tree.entry(numbering.inode_of(node))
+        tree, entry = self._find(node)
         if entry is not None:
             self._reply_attributes(request, attributes.of_entry(tree, entry, node, self._view.quorate), FOREVER)
             return
@@ -327,8 +326,7 @@ class FileSystem:
         if node >= FIRST_COMPUTED:
             data = self._documents.content(node)
         else:
-            tree, numbering = self._published()
-            entry = tree.entry(numbering.inode_of(node)) or self._graves.find(node)
+            entry = self._find(node)[1] or self._graves.find(node)
             data = None if entry is None else entry.data
         if data is None:
             reply_err(request, ENOENT)
@@ -491,8 +489,7 @@ class FileSystem:
         if node >= FIRST_COMPUTED:
             self._write_document(request, node, ctypes.string_at(pointer, size), offset)
             return
-        tree, numbering = self._published()
-        entry = tree.entry(numbering.inode_of(node))
+        tree, entry = self._find(node)
         path = None if entry is None else tree.path_of(entry.inode)
         if entry is None or path is None:
             reply_err(request, ENOENT)
@@ -591,11 +588,11 @@ class FileSystem:
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
     """C{method}, which answers EIO when it fails: an answer must come, whatever happens."""
 
-    def callback(request: int, *arguments: object) -> None:
+    def callback(*arguments: object) -> None:  # nothing but these: Python then hands them on without a copy
         try:
-            method(request, *arguments)
+            method(*arguments)
         except Exception:
             _log.failure("a file operation failed")
-            reply_err(request, EIO)
+            reply_err(arguments[0], EIO)
 
     return callback

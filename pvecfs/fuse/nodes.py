@@ -140,15 +140,30 @@ class NodeIds:
 
     def published(self) -> tuple[Tree, Numbering]:
         """The newest committed tree, and its numbering."""
-        view = self._view
+        numbering = self._numbering
+        tree: Tree = self._view.tree
+        if self._numbering is numbering and numbering.successor is None:
+            return tree, numbering
+        return self._published_meanwhile()
+
+    def _published_meanwhile(self) -> tuple[Tree, Numbering]:
+        """The same, while the numbering is being replaced."""
         while True:
             numbering = self._numbering
-            tree: Tree = view.tree
+            tree: Tree = self._view.tree
             if self._numbering is numbering:
                 break
         if numbering.successor is not None and tree is numbering.successor[0]:
             return numbering.successor
         return tree, numbering
+
+    def find(self, node: int) -> tuple[Tree, Entry | None]:
+        """The newest committed tree, and what C{node} means in it."""
+        numbering = self._numbering
+        tree: Tree = self._view.tree
+        if self._numbering is not numbering or numbering.successor is not None:
+            tree, numbering = self._published_meanwhile()
+        return tree, tree.entry(numbering.inode_of(node))
 
     def replacing(self, before: Tree, delta: Delta) -> Replacement:
         """C{delta}, a synchronisation of C{before}, will be published next."""
