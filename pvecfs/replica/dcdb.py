@@ -77,7 +77,11 @@ class TreeReplica:
                 distinct.append((state, index))
             indexes[member] = index
 
-        leader = max(states, key=lambda member: (indexes[member].version, indexes[member].mtime))
+        def rank(member: Member) -> tuple[int, int]:
+            index = indexes[member]
+            return index.version, index.mtime
+
+        leader = max(states, key=rank)
         best = indexes[leader]
         synced = frozenset(member for member, index in indexes.items() if index is best)
         if leader == own:
@@ -128,7 +132,6 @@ class TreeReplica:
         if tree.index() != self._leader_state:
             raise self._failed("after the leader's updates our tree is not the leader's")
         self._failed_commits = 0
-        self._leader_state = b""
         self.tree = tree
         self._locks.resynchronised(tree, now.monotonic)
         self._locks_met = True

@@ -139,13 +139,13 @@ MUTATIONS = (
     Mutation(
         "trees of one version are taken for equal",
         TreeReplica.states_collected,
-        "if state == best",
-        "if decoded[state].version == decoded[best].version",
+        "if index is best",
+        "if index.version == best.version",
     ),
     Mutation(
         "a synchronisation deletes nothing",
         TreeReplica.commit,
-        "deleted = tuple(inode for inode in self._surplus if inode not in updated)",
+        "deleted = tuple(inode for inode in self._surplus if inode not in sent)",
         "deleted = ()",
     ),
     Mutation(
