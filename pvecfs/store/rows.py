@@ -112,6 +112,13 @@ def entry_of(row: tuple[object, ...]) -> Entry:
         and isinstance(data, bytes | None)
     ):
         raise TreeDefect(f"a column of another kind than declared: inode {inode}, parent {parent}, name {name!r}")
+    return unsigned_entry(inode, parent, version, writer, mtime, type_, name, data)
+
+
+def unsigned_entry(
+    inode: int, parent: int, version: int, writer: int, mtime: int, type_: int, name: bytes, data: bytes | None
+) -> Entry:
+    """The entry of numbers as SQLite has them: signed."""
     return Entry(
         inode & _U64_MASK,
         parent & _U64_MASK,

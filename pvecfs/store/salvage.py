@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pvecfs.store.rows import unsigned_entry
 from pvecfs.tree.entry import Entry
 
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -19,8 +20,6 @@ _LEAF_OF_TABLE = 0x0D
 _INTEGER_BYTES = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 _MAX_PAYLOAD = 64 * 1024 * 1024
 _MAX_CELLS = 65536 // 4
-_U64_MASK = 2**64 - 1
-_U32_MASK = 2**32 - 1
 
 
 class SalvagedRow(NamedTuple):
@@ -184,14 +183,5 @@ def _record(inode: int, payload: bytes, total: int, page: int) -> SalvagedRow:
     if len(name) < name_size or offset + name_size + data_size != total:
         raise _Damaged
     parent, version, writer, mtime, type_ = numbers
-    entry = Entry(
-        inode & _U64_MASK,
-        parent & _U64_MASK,
-        version & _U64_MASK,
-        writer & _U32_MASK,
-        mtime & _U32_MASK,
-        type_,
-        name,
-        data,
-    )
+    entry = unsigned_entry(inode, parent, version, writer, mtime, type_, name, data)
     return SalvagedRow(entry, page, len(data) == data_size)
