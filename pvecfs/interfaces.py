@@ -52,14 +52,26 @@ class IProposer(Interface):
 
 
 class IStore(Interface):
-    """The database. One thread of its own; the methods return at once."""
+    """The database. One thread of its own; the methods return at once, but for those of a start: L{open},
+    L{commit_now} and L{close_now} wait, and are for the time before the reactor runs."""
 
-    def load() -> Deferred[Tree]:
+    created = Attribute("bool: once open, that the database is new, or was never written to.")
+
+    def open() -> Tree:
         """Open the database, creating it when there is none, and read the tree.
 
-        @return: fires on the reactor thread; fails with L{pvecfs.tree.errors.TreeDefect} (rows that are no tree) or
-            C{StoreError} (not a database, unreadable, no room); the file is then as it was.
+        @raise TreeDefect: rows that are no tree; the file is as it was, here and below.
+        @raise StoreError: not a database, unreadable, no room; or it is open already.
         """
+
+    def commit_now(delta: Delta) -> None:
+        """L{commit}.
+
+        @raise StoreError: the commit failed.
+        """
+
+    def close_now() -> None:
+        """L{close}."""
 
     def commit(delta: Delta, settled: Settled) -> None:
         """Commit C{delta}. What is handed over while a commit runs goes into the next one, as one transaction.

@@ -20,7 +20,7 @@ class MemoryStoreTests(SynchronousTestCase):
 
     def test_commit_and_load(self) -> None:
         store = MemoryStore(now=lambda: 5)
-        tree = self.successResultOf(store.load())
+        tree = store.open()
         self.assertTrue(store.created)
         self.assertEqual(tree.root.mtime, 5)
         outcomes: Outcomes = []
@@ -30,12 +30,12 @@ class MemoryStoreTests(SynchronousTestCase):
         self.assertEqual(outcomes, [None] * 4)
         self.assertEqual(store.stored().index(), tree.index())
         again = MemoryStore(tree)
-        self.assertEqual(self.successResultOf(again.load()).index(), tree.index())
+        self.assertEqual(again.open().index(), tree.index())
         self.assertFalse(again.created)
 
     def test_by_hand(self) -> None:
         store = MemoryStore(manual=True)
-        tree, made = deltas(self.successResultOf(store.load()), Create(b"f"), Create(b"g"), Create(b"h"))
+        tree, made = deltas(store.open(), Create(b"f"), Create(b"g"), Create(b"h"))
         outcomes: Outcomes = []
 
         def more(outcome: Exception | None) -> None:
@@ -52,13 +52,14 @@ class MemoryStoreTests(SynchronousTestCase):
 
     def test_failure_and_recovery(self) -> None:
         store = MemoryStore()
-        tree = self.successResultOf(store.load())
+        tree = store.open()
         _, made = deltas(tree, Create(b"f"), Create(b"g"))
         outcomes: Outcomes = []
         store.failure = failure = StoreError(ENOSPC)
         store.commit(made[0], outcomes.append)
         self.failureResultOf(store.recover(tree), StoreError)
-        self.failureResultOf(store.load(), StoreError)
+        self.assertRaises(StoreError, store.open)
+        self.assertRaises(StoreError, store.commit_now, made[1])
         store.failure = None
         store.commit(made[1], outcomes.append)
         store.synchronise(outcomes.append)
@@ -67,5 +68,7 @@ class MemoryStoreTests(SynchronousTestCase):
         self.assertEqual(store.stored().index(), tree.index())
         store.commit(made[0], outcomes.append)
         self.assertIsNone(outcomes[-1])
+        store.commit_now(made[1])
+        self.assertEqual(store.stored().index(), made[1].tree.index())
         self.assertIsNone(self.successResultOf(store.close()))
         self.assertTrue(store.closed)

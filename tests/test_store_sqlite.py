@@ -557,11 +557,11 @@ class ReactorTests(TestCase):
     """With a real reactor and its thread."""
 
     @inlineCallbacks
-    def test_load_commit_close(self) -> Generator[Deferred[Any], Any, None]:
+    def test_open_commit_close(self) -> Generator[Deferred[Any], Any, None]:
         path = os.path.abspath(self.mktemp())
         store = SqliteStore(path, IReactorFromThreads(reactor), lambda: 7.5)
-        tree = yield store.load()
-        self.failureResultOf(store.load(), StoreError)
+        tree = store.open()
+        self.assertRaises(StoreError, store.open)
         committed: Deferred[object] = Deferred()
         delta = tree.apply(Create(b"f"), 0, 0).delta
         store.commit(delta, lambda outcome: reactor.callFromThread(committed.callback, outcome))  # type: ignore[attr-defined]  # the reactor is a module to mypy
@@ -572,11 +572,11 @@ class ReactorTests(TestCase):
         self.assertEqual(reopened(path).index(), delta.tree.index())
 
     @inlineCallbacks
-    def test_failed_load(self) -> Generator[Deferred[Any], Any, None]:
+    def test_failed_open(self) -> Generator[Deferred[Any], Any, None]:
         path = os.path.abspath(self.mktemp())
         Path(path).write_bytes(b"something else entirely, and long enough")
         store = SqliteStore(path, IReactorFromThreads(reactor), lambda: 7.5)
-        yield self.assertFailure(store.load(), StoreError)
+        self.assertRaises(StoreError, store.open)
         yield store.close()
         self.assertEqual(Path(path).read_bytes(), b"something else entirely, and long enough")
 

@@ -17,12 +17,12 @@ from pvecfs.tree.tree import Delta, Tree
 class MemoryStore:
     """Rows in memory, with the store's promises about order, batches and failures; everything on the caller's thread.
 
-    @param tree: what the database holds; None for one that is created by L{load}.
+    @param tree: what the database holds; None for one that is created by L{open}.
     @param now: tells the time for a new database, seconds since 1970.
     @param manual: commit only when told so by L{settle}, all that was handed over as one transaction; else at once.
     @ivar rows: what is committed: inode to entry, the root included. Empty until there is a database.
     @ivar failure: set it to make transactions, recoveries and synchronisations fail with it; None to let them work.
-    @ivar created: L{load} made the database.
+    @ivar created: L{open} made the database.
     @ivar broken: why everything fails until a recovery; None normally.
     @ivar batches: number of deltas in each committed transaction.
     @ivar synchronised: number of successful synchronisations.
@@ -51,14 +51,27 @@ class MemoryStore:
         """The tree that a restart would load."""
         return Tree.load([entry for inode, entry in self.rows.items() if inode != 0], self.rows[0])
 
-    def load(self) -> Deferred[Tree]:
+    def open(self) -> Tree:
         """See L{IStore}."""
         if self.failure is not None:
-            return fail(self.failure)
+            raise self.failure
         if not self.rows:
             self.created = True
             self.rows = {0: Tree.new(self._now()).root}
-        return succeed(self.stored())
+        return self.stored()
+
+    def commit_now(self, delta: Delta) -> None:
+        """See L{IStore}. What was handed over before it is settled first."""
+        outcomes: list[Exception | None] = []
+        self.commit(delta, outcomes.append)
+        self.settle()
+        if outcomes[0] is not None:
+            raise outcomes[0]
+
+    def close_now(self) -> None:
+        """See L{IStore}."""
+        self.settle()
+        self.closed = True
 
     def commit(self, delta: Delta, settled: Settled) -> None:
         """See L{IStore}."""
@@ -79,8 +92,7 @@ class MemoryStore:
 
     def close(self) -> Deferred[None]:
         """See L{IStore}."""
-        self.settle()
-        self.closed = True
+        self.close_now()
         return succeed(None)
 
     def settle(self) -> int:

@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pvecfs.interfaces import IStore, Settled
@@ -98,7 +97,6 @@ class SqliteStore:
     @param durability: a key of L{SYNCHRONOUS}.
     @param page_size: bytes of a page, if the database is created: a power of two from 512 to 65536.
     @param connect: opens a database; tests put one here that fails.
-    @ivar created: after L{load}: the database is new, or was never written to. corosync.conf is to be imported.
     """
 
     def __init__(
@@ -134,18 +132,6 @@ class SqliteStore:
         self._copier: Thread | None = None
 
     # Reactor thread
-
-    def load(self) -> Deferred[Tree]:
-        """See L{IStore}."""
-        if self._thread is not None:
-            return fail(StoreError(EINVAL, f"{self.path}: is open already"))
-        self._start()
-
-        def failed(failure: Failure) -> Failure:
-            self._end()
-            return failure
-
-        return self._deferred(self._load).addErrback(failed)
 
     def commit(self, delta: Delta, settled: Settled) -> None:
         """See L{IStore}."""
@@ -191,14 +177,10 @@ class SqliteStore:
 
         return closed.addBoth(joined)
 
-    # The same, waiting: for a start before the reactor runs
+    # Before the reactor runs: these wait
 
     def open(self) -> Tree:
-        """L{load}, while no reactor runs.
-
-        @raise TreeDefect: as for L{load}.
-        @raise StoreError: as for L{load}.
-        """
+        """See L{IStore}."""
         if self._thread is not None:
             raise StoreError(EINVAL, f"{self.path}: is open already")
         self._start()
@@ -209,17 +191,14 @@ class SqliteStore:
             raise
 
     def commit_now(self, delta: Delta) -> None:
-        """L{commit}, while no reactor runs.
-
-        @raise StoreError: the commit failed.
-        """
+        """See L{IStore}."""
         outcomes: list[Exception | None] = []
         self._waited_for(lambda: self._commit([(delta, outcomes.append)]))
         if outcomes[0] is not None:
             raise outcomes[0]
 
     def close_now(self) -> None:
-        """L{close}, while no reactor runs."""
+        """See L{IStore}."""
         if self._thread is not None:
             self._waited_for(self._close)
             thread = self._end()
