@@ -6,6 +6,7 @@ import random
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import ClassVar
 
 from hypothesis import HealthCheck, given, settings
@@ -280,6 +281,12 @@ class DifferenceTests(SynchronousTestCase):
     def test_small_parts(self, part: int, ours: dict[int, int], theirs: dict[int, int]) -> None:
         self.patch(index_module, "_PART", part)
         self.compare(ours, theirs)
+
+    def test_any_byte_order(self) -> None:
+        items = b"".join(struct.pack("<Q32s", inode, b"digest") for inode in (0, 1, 2**64 - 1))
+        here = list(index_module._inodes_of(items))
+        self.patch(index_module, "sys", SimpleNamespace(byteorder="big"))
+        self.assertEqual((here, list(index_module._inodes_of(items))), ([0, 1, 2**64 - 1],) * 2)
 
     def test_large(self) -> None:
         dice = random.Random(5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from operator import lt
@@ -26,7 +26,7 @@ _PART = 64
 """How many entries are compared at once."""
 
 
-def _inodes_of(items: bytes) -> Sequence[int]:
+def _inodes_of(items: bytes | memoryview) -> Sequence[int]:
     """The inodes of packed L{ITEM}s."""
     if sys.byteorder == "little":
         return memoryview(items).cast("Q")[:: ITEM.size // 8]
@@ -139,12 +139,11 @@ class LastIndex:
         so it may hold more than one of them needs.
     """
 
-    __slots__ = ("_items", "_limit", "_root", "encoded", "touched")
+    __slots__ = ("_limit", "_root", "encoded", "touched")
 
     def __init__(self, root: Entry, items: bytes) -> None:
         """@param items: L{Entry.record} of all entries, by ascending inode."""
         self._root = root
-        self._items = items
         self._limit = max(_LEAST_LIMIT, len(items) // ITEM.size // 4)
         self.encoded = Index.of(root, items).encode()
         self.touched: set[int] = set()
@@ -159,8 +158,8 @@ class LastIndex:
         """The index of the descendant that has these; C{self} when it is the same."""
         if not self.touched and root == self._root:
             return self
-        items = memoryview(self._items)
-        inodes = _inodes_of(self._items)
+        items = memoryview(self.encoded)[HEADER.size :]
+        inodes = _inodes_of(items)
         parts: list[bytes | memoryview] = [root.record()]
         begin = ITEM.size
         at = 1
@@ -176,11 +175,15 @@ class LastIndex:
         parts.append(items[begin:])
         return LastIndex(root, b"".join(parts))
 
-    def touch(self, inodes: Iterable[int]) -> LastIndex | None:
+    def touch(self, inodes: Collection[int], entries: Iterable[Entry] = ()) -> LastIndex | None:
         """Note what a descendant has otherwise.
 
+        @param inodes: of entries, C{entries}: more of them.
         @return: for that descendant: C{self}, or C{None} when so much was touched that all may be made anew.
         """
         touched = self.touched
-        touched.update(inodes)
+        for entry in entries:
+            touched.add(entry.inode)
+        if inodes:
+            touched.update(inodes)
         return self if len(touched) <= self._limit else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from immutables import Map, MapMutation
@@ -22,18 +22,18 @@ class Replacement(NamedTuple):
     @ivar entries: all but the root, by inode.
     @ivar children: of each directory, the root too, the children's inodes by name. The same object as before where
         none came or went.
-    @ivar touched: inodes of the entries that came, went or became others.
+    @ivar touched: inodes of all entries that came, went or became others; it may hold more.
     @ivar grown: how many bytes of data there are more than before; negative for fewer.
     """
 
     entries: Map[int, Entry]
     children: Map[int, Children]
-    touched: list[int]
+    touched: Collection[int]
     grown: int
 
 
 def replace(
-    entries: Map[int, Entry], children: Map[int, Children], deleted: Iterable[int], updated: Mapping[int, Entry]
+    entries: Map[int, Entry], children: Map[int, Children], deleted: Collection[int], updated: Mapping[int, Entry]
 ) -> Replacement | None:
     """Replace entries of a tree without defects.
 
@@ -49,12 +49,11 @@ def replace(
     leaving: list[Entry] = []
     coming: list[Entry] = []
     closed: list[int] = []  # no directories any more
-    touched: list[int] = []
+    touched = {*deleted, *updated}
     grown = 0
     for inode in deleted:
         old = new_entries.pop(inode, None) if inode not in updated else None
         if old is not None:
-            touched.append(inode)
             leaving.append(old)
             grown -= len(old.data)
             if old.type == DT_DIR:
@@ -66,7 +65,6 @@ def replace(
         if own_defect(entry) is not None:
             return None
         new_entries[inode] = entry
-        touched.append(inode)
         grown += len(entry.data)
         if old is None:
             coming.append(entry)

@@ -318,7 +318,7 @@ class Tree:
             entries = entries.set(entry.inode, entry)
         last_index = self._last_index
         if last_index is not None:
-            last_index = last_index.touch((*deleted, *[entry.inode for entry in stored]))
+            last_index = last_index.touch(deleted, stored)
         tree = Tree(root, entries, children, vms, counters, self.total_bytes + grown, last_index)
         return Applied(tree, result, Delta(tree, stored, deleted))
 
