@@ -451,6 +451,27 @@ class LogTests(StoreTestCase):
         self.write(store, delta.tree, 40)
         self.assertLess(self.frames(store), 6_000_000)
 
+    def test_an_old_log_is_checkpointed_at_the_next_quiet_moment(self) -> None:
+        store, tree = self.opened()
+        self.patch(sqlite, "LATEST", 0.0)
+        store.commit_now(tree.apply(Create(b"f"), 0, 0).delta)
+        self.assertIsNone(store._waited_for(lambda: store._rest(sqlite.QUIET)))
+
+    def test_an_old_log_is_checkpointed_under_load(self) -> None:
+        store, tree = self.opened()
+        before = os.stat(self.path).st_size
+        self.write(store, tree.apply(Create(b"f"), 0, 0).delta.tree, 1)
+        self.assertIsNone(store._copier)
+        store._due = 0.0
+        store.commit_now(Delta(tree, (), (), True))
+        self.assertGreater(store._due, 0.0)
+        copier = store._copier
+        if copier is not None:
+            copier.join(30)
+        settle(store)
+        self.assertIsNone(store._copier)
+        self.assertGreater(os.stat(self.path).st_size, before)
+
     def test_the_log_is_bounded_by_the_room_there_is(self) -> None:
         mib = 2**20
         limits = sqlite.LogLimits.within
@@ -528,7 +549,10 @@ class LogTests(StoreTestCase):
         self.addCleanup(reader.close)
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM tree").fetchall()
+        synced: list[int] = []
+        self.patch(os, "fdatasync", synced.append)
         tree = self.write(store, delta.tree, 10)
+        self.assertTrue(synced)
         self.assertEqual(len(reader.execute("SELECT * FROM tree").fetchall()), 2)
         reader.execute("COMMIT")
         tree = self.write(store, tree, 10)

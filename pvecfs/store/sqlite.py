@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from errno import EINVAL, EIO
+from math import inf
 from threading import Thread, current_thread
+from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -34,7 +36,7 @@ SYNCHRONOUS = {"process": "NORMAL", "power": "FULL"}
 """Durability levels: what every acknowledged change survives, and SQLite's word for it.
 
 C{process}: the end of the process, kill -9 included. After a power loss the database is whole, but the newest changes
-can be missing: those since the last checkpoint or L{SqliteStore.synchronise}.
+can be missing: those since the last checkpoint, so of L{LATEST} seconds at most, or L{SqliteStore.synchronise}.
 C{power}: power loss too; each transaction waits for the disk.
 """
 
@@ -45,6 +47,9 @@ QUIET_LOG = 1024 * 1024
 
 IDLE = 60.0
 """Seconds without a commit after which any log is checkpointed."""
+
+LATEST = 300.0
+"""Seconds after a commit by which the log is checkpointed, however little is in it and however busy the store is."""
 
 BUSY_LOG = 32 * 1024 * 1024
 """Bytes of log after which it is checkpointed however busy the store is: copied by another thread while commits go
@@ -127,6 +132,7 @@ class SqliteStore:
         self._log_in_doubt = False  # a sync of it may have failed; set by the copier too, before it is joined
         self._log_stuck = 0  # bytes of it that could not be copied when that was last tried
         self._look_at = 0  # bytes of log after which its limits are looked at again
+        self._due = inf  # when it is checkpointed at the latest, as monotonic() tells it
         self._limits = LogLimits(BUSY_LOG, FULL_LOG, KEPT_LOG)
         self._kept = KEPT_LOG  # what SQLite knows of them
         self._copier: Thread | None = None
@@ -285,10 +291,11 @@ class SqliteStore:
         """Nothing was asked for C{waited} seconds: tidy up; return how long to wait for work now, None for ever."""
         if self._copier is not None:
             return None  # it puts a task when it is done; until then it is not known whether its sync failed
-        if self._log_bytes >= QUIET_LOG or waited > QUIET:
+        if self._log_bytes >= QUIET_LOG or waited > QUIET or monotonic() >= self._due:
             self._checkpoint(restart=True)
-            return IDLE if self._log_bytes else None
-        return IDLE
+            if not self._log_bytes:
+                return None
+        return min(IDLE, max(QUIET, self._due - monotonic()))
 
     def _commit(self, commits: list[_Commit]) -> None:
         if self._broken is None:
@@ -299,7 +306,7 @@ class SqliteStore:
         outcome = self._broken
         for _, settled in commits:
             _tell(settled, outcome)
-        if self._log_bytes >= self._look_at and self._broken is None:
+        if (self._log_bytes >= self._look_at or monotonic() >= self._due) and self._broken is None:
             self._look()
 
     def _failed(self, error: Exception) -> StoreError:
@@ -349,11 +356,13 @@ class SqliteStore:
             written = sum(len(entry.data) for entry in stored.values())
             count = len(stored) + len(deleted)
         self._root = root
+        if not self._log_bytes:
+            self._due = monotonic() + LATEST
         # Each row touches a page, some of the tree above it and of the list of free pages, and what its data fill.
         self._log_bytes += written + written // 16 + (count * 3 + 2) * (self._page_size + 24)
 
     def _look(self) -> None:
-        """Checkpoint the log if it is long: there was no quiet moment to do it."""
+        """Checkpoint the log if it is long or old: there was no quiet moment to do it."""
         size = self._measure_room()
         # A file longer than what is kept of it has been written to its end.
         self._log_bytes = size if size > self._kept else min(self._log_bytes, size)
@@ -361,7 +370,8 @@ class SqliteStore:
         if fresh >= self._limits.full:
             self._await_copier()
             self._checkpoint()
-        elif fresh >= self._limits.busy and self._copier is None:
+        elif self._copier is None and (fresh >= self._limits.busy or monotonic() >= self._due):
+            self._due = monotonic() + LATEST
             try:
                 self._renew_log()
             except OSError as error:
@@ -423,10 +433,12 @@ class SqliteStore:
         connection = self._connection
         if connection is None or self._broken is not None:
             return
+        self._due = monotonic() + LATEST  # if this fails
         try:
             self._renew_log()
             busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if busy or copied < frames:  # someone reads an old state, a backup for instance
+                os.fdatasync(self._log_fd)  # what is not copied is on the disk at least
                 self._log_bytes = self._log_stuck = frames * (self._page_size + 24)
                 return
             self._log_bytes = self._log_stuck = self._look_at = 0
@@ -552,6 +564,7 @@ class SqliteStore:
         # What another process left there may be what it could not sync.
         self._log_in_doubt = self._log_bytes > 0
         self._log_stuck = self._look_at = 0
+        self._due = monotonic() + LATEST
         self._limit_kept(connection)
         sync_directory(self.path)
         return connection
