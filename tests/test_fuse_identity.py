@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -36,6 +37,10 @@ Row = list[Any]
 @needs_fuse()
 class IdentityTests(MountCase):
     """What programs see, with the kernel's memory full of what was before."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.node.remote("mtime", self.tree_path, 5)  # the first thing told makes the kernel forget all names
 
     def row(self, name: str) -> Row:
         """Inode, parent, type, name of the only entry called C{name}."""
@@ -402,47 +407,52 @@ class NodeIdTests(unittest.SynchronousTestCase):
         self.assertEqual((old.node_of(4), new.node_of(4)), (5, FIRST_EXCHANGED))
 
     def test_a_reader_who_is_overtaken(self) -> None:
+        """All ways in which a synchronisation and a change after it can pass a reader who looks up to three times."""
         before = self.view.tree
         delta = synchronised(before, entry_of(4, b"other"))
-        nodes = self.nodes
+        later = delta.tree.apply(Create(b"later"), 0, 3).tree
 
         class Overtaking:
-            """A view that is changed by steps before and after it is looked at."""
+            """A view that takes steps before and after it is looked at.
 
-            def __init__(self) -> None:
+            @ivar steps: what is left to do, in order.
+            @ivar schedule: how many of them before the first look, after it, before the second, and so on.
+            """
+
+            def __init__(self, schedule: tuple[int, ...]) -> None:
                 self.now = before
-                self.ahead: list[Callable[[], object]] = []
-                self.behind: list[Callable[[], object]] = []
+                self.nodes = nodes = NodeIds(self)  # type: ignore[arg-type]  # all that is looked at
+                self.schedule = list(schedule)
+                self.steps: list[Callable[[], object]] = [
+                    lambda: nodes.replacing(before, delta),
+                    lambda: setattr(self, "now", delta.tree),
+                    nodes.replaced,
+                    lambda: setattr(self, "now", later),
+                ]
+
+            def go_on(self) -> None:
+                for _ in range(self.schedule.pop(0) if self.schedule else 0):
+                    self.steps.pop(0)()
 
             @property
             def tree(self) -> Tree:
-                while self.ahead:
-                    self.ahead.pop(0)()
+                self.go_on()
                 tree = self.now
-                while self.behind:
-                    self.behind.pop(0)()
+                self.go_on()
                 return tree
 
-        def steps_of(view: Overtaking, nodes: NodeIds) -> list[Callable[[], object]]:
-            return [
-                lambda: nodes.replacing(before, delta),
-                lambda: setattr(view, "now", delta.tree),
-                nodes.replaced,
-            ]
-
-        for begun in range(4):
-            for first in range(begun, 4):
-                for last in range(first, 4):
-                    view = Overtaking()
-                    nodes = NodeIds(view)  # type: ignore[arg-type]  # all that is looked at
-                    steps = steps_of(view, nodes)
-                    for step in steps[:begun]:
-                        step()
-                    view.ahead, view.behind = steps[begun:first], steps[first:last]
-                    tree, numbering = nodes.published()
-                    node = FIRST_EXCHANGED if tree is delta.tree else 5
-                    self.assertEqual(numbering.node_of(4), node, (begun, first, last))
-                    self.assertEqual(numbering.inode_of(node), 4)
+        for schedule in product(range(5), repeat=5):
+            if sum(schedule) <= 4:
+                view = Overtaking(schedule)
+                view.go_on()
+                tree, numbering = view.nodes.published()
+                node = 5 if tree is before else FIRST_EXCHANGED
+                self.assertEqual((numbering.node_of(4), numbering.inode_of(node)), (node, 4), schedule)
+                for node in (5, FIRST_EXCHANGED):
+                    view = Overtaking(schedule)
+                    view.go_on()
+                    tree, entry = view.nodes.find(node)
+                    self.assertIs(entry, tree.entry(4) if (node == 5) == (tree is before) else None, schedule)
 
     def test_the_cost_of_a_first_synchronisation(self) -> None:
         """All that is new to the node needs nothing."""

@@ -16,12 +16,12 @@ from pvecfs.fuse.graves import MAX_GRAVES, Graves
 from pvecfs.fuse.invalidation import KernelCache
 from pvecfs.fuse.listing import CURSOR_BITS, ListingCache
 from pvecfs.fuse.lowlevel import DIRENT
-from pvecfs.fuse.nodes import DOCUMENTS, LINKS, Attributes, NodeIds, Numbering
+from pvecfs.fuse.nodes import DOCUMENTS, FIRST_EXCHANGED, LINKS, Attributes, NodeIds, Numbering
 from pvecfs.fuse.requests import Waiting
 from pvecfs.interfaces import IKernelCache, INodeView, IProposer
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import DT_REG, Entry
-from pvecfs.tree.tree import Applied, Tree
+from pvecfs.tree.tree import Applied, Delta, Tree
 from tests.fuse_support import MemoryProposer, MemoryView
 
 
@@ -267,6 +267,28 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.apply(Write(b"f", b"x"))
         self.start()
         self.assertEqual(self.drain(), [(f, "data"), (1, invalidation._BARRIER), (f, "data")])
+
+    def test_another_file_of_an_inode(self) -> None:
+        """The old file's names and pages go, after waiting for lookups on their way; the new one's name and listing."""
+        f, d = self.node(b"f"), self.node(b"d")
+        self.kernel.unknown = {f}
+        before = self.view.tree
+        moved = Entry(f - 1, d - 1, 99, 2, 5, DT_REG, b"other", b"")
+        delta = Delta(before.replaced((), (moved,), None), (moved,), (), True)
+        self.cache.replacing(before, delta)
+        self.view.tree = delta.tree
+        self.cache.changed(before, delta.tree, delta)
+        self.start()
+        told = self.drain()
+        self.assertEqual([one for one in told if one[0] not in (1, d)], [(f, "data")] * 2)
+        self.assertLess(told.index((f, "data")), told.index((1, invalidation._BARRIER)))
+        self.assertEqual(
+            {one for one in told if one[0] in (1, d)},
+            {(1, "data"), (1, b"f"), (1, invalidation._BARRIER), (d, "data"), (d, b"other")},
+        )
+        self.apply(Write(b"d/other", b"x"))
+        self.assertEqual(self.drain(), [(self.node(b"d/other"), "data")])
+        self.assertEqual(self.node(b"d/other"), FIRST_EXCHANGED)
 
     def test_work_is_collected(self) -> None:
         f = self.node(b"f")

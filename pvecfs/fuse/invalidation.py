@@ -168,7 +168,7 @@ class KernelCache:
             return
         with self._lock:
             for one in exchanged.values():
-                self._exchanged(before, after, known, numbering, one)
+                self._exchanged(after, known, numbering, one)
             for entry in delta.stored:
                 if entry.inode not in exchanged:
                     self._stored(before.entry(entry.inode), entry, after, numbering)
@@ -182,8 +182,11 @@ class KernelCache:
                 self._take_back_everything()
             self._work_came.notify()
 
-    def _exchanged(self, before: Tree, after: Tree, known: Numbering, numbering: Numbering, one: Exchanged) -> None:
-        """The kernel may know C{one} by C{known}, its old numbering; it cannot know what has the inode now."""
+    def _exchanged(self, after: Tree, known: Numbering, numbering: Numbering, one: Exchanged) -> None:
+        """The kernel may know the file that is gone, by C{known}, the old numbering. It cannot know the new one.
+
+        (Nobody gets at names in a directory that is gone: its attributes are asked for first, and there are none.)
+        """
         entry = after.entry(one.inode)
         if entry is not None:
             self._name(numbering.node_of(entry.parent), entry.name)
@@ -193,8 +196,6 @@ class KernelCache:
             work = self._work(one.node)
             work.attributes = work.data = True
             work.parents.add(known.node_of(old.parent))
-            for name in before.children(one.inode):
-                self._name(one.node, name)
 
     def _stored(self, old: Entry | None, entry: Entry, after: Tree, numbering: Numbering) -> None:
         node_of = numbering.node_of
