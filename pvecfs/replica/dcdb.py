@@ -124,7 +124,8 @@ class TreeReplica:
                 sent[entry.inode] = entry
         deleted = tuple(inode for inode in self._surplus if inode not in sent)
         # What another member lacks, we may have.
-        updated = {inode: entry for inode, entry in sent.items() if self.tree.entry(inode) != entry}
+        held = self.tree.entry
+        updated = {inode: entry for inode, entry in sent.items() if (old := held(inode)) is None or old != entry}
         try:
             tree = self.tree.replaced(deleted, updated.values(), root)
         except TreeDefect as defect:
