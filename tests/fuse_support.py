@@ -196,10 +196,12 @@ def serve(place: str, address: str) -> None:
             self.answer(0)
 
         def do_synchronised(self, deleted: list[int], rows: list[list[Any]]) -> None:
-            """Replace rows as a synchronisation does."""
+            """Replace rows as a synchronisation does, that of inode 0 too."""
             before = view.tree
             entries = [Entry(*map(_bytes, row)) for row in rows]
-            after = before.replaced(deleted, entries, None)
+            root = next((entry for entry in entries if entry.inode == 0), None)
+            entries = [entry for entry in entries if entry is not root]
+            after = before.replaced(deleted, entries, root)
             delta = Delta(after, tuple(entries), tuple(deleted), True)
             mount.kernel_cache.replacing(before, delta)
             view.tree = after
@@ -221,6 +223,7 @@ def serve(place: str, address: str) -> None:
                     "synchronised": proposer.synchronised,
                     "late": len(proposer.late),
                     "debug": view.debug,
+                    "version": view.tree.version,
                     "entries": [[e.inode, e.parent, e.type, e.name.decode("latin-1")] for e in view.tree.entries()],
                 }
             )

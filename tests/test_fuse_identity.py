@@ -175,6 +175,24 @@ class IdentityTests(MountCase):
         self.assertEqual(get(self.in_place("other")), b"OTHER 4")
         self.assertEqual(len({os.fstat(handle).st_ino for handle, _ in handles}), 5)
 
+    def test_version_set_back(self) -> None:
+        """What we made after all others' last change is undone; the next change of all gets its inode once more."""
+        put(self.in_place("old"), b"old")
+        version = self.node.ask("state")["version"]
+        put(self.in_place("mine"), b"mine")
+        handle = self.hold("mine")
+        (inode, *_) = self.row("mine")
+        self.remember()
+        self.node.ask("synchronised", [inode], [[0, 0, version, 2, 5, DT_DIR, "", ""]])
+        self.node.remote("create", self.in_tree("other"))
+        self.node.remote("write", self.in_tree("other"), "of the others", 0)
+        self.assertEqual(self.row("other")[0], inode)
+        self.assertEqual(get(self.in_place("other")), b"of the others")
+        self.assert_errno(errno.ENOENT, os.pwrite, handle, b"MINE", 0)
+        self.assertEqual((os.pread(handle, 100, 0), get(self.in_place("other"))), (b"mine", b"of the others"))
+        put(self.in_place("third"), b"third")
+        self.check_numbers()
+
     def test_directory(self) -> None:
         os.mkdir(self.in_place("mine"))
         put(self.in_place("mine/a"), b"mine")
@@ -302,8 +320,9 @@ def entry_of(inode: int, name: bytes, parent: int = 0, data: bytes = b"", kind: 
     return Entry(inode, parent, 99, 2, 5, kind, name, data)
 
 
-def synchronised(before: Tree, *stored: Entry, deleted: tuple[int, ...] = ()) -> Delta:
-    return Delta(before.replaced(deleted, stored, None), stored, deleted, True)
+def synchronised(before: Tree, *stored: Entry, deleted: tuple[int, ...] = (), version: int | None = None) -> Delta:
+    root = None if version is None else Entry(0, 0, version, 2, 5, DT_DIR, b"")
+    return Delta(before.replaced(deleted, stored, root), stored, deleted, True)
 
 
 class NodeIdTests(unittest.SynchronousTestCase):
@@ -315,9 +334,9 @@ class NodeIdTests(unittest.SynchronousTestCase):
         self.nodes = NodeIds(self.view)
         self.nodes.begin()
 
-    def synchronise(self, *stored: Entry, deleted: tuple[int, ...] = ()) -> set[int]:
+    def synchronise(self, *stored: Entry, deleted: tuple[int, ...] = (), version: int | None = None) -> set[int]:
         """Exchanged inodes."""
-        delta = synchronised(self.view.tree, *stored, deleted=deleted)
+        delta = synchronised(self.view.tree, *stored, deleted=deleted, version=version)
         replacement = self.nodes.replacing(self.view.tree, delta)
         self.view.tree = delta.tree
         self.nodes.replaced()
@@ -377,6 +396,36 @@ class NodeIdTests(unittest.SynchronousTestCase):
         self.assertEqual(set(numbering.exchanged()), {4})
         tree = self.view.tree
         self.assertEqual({tree.entry(numbering.inode_of(node)) for node in seen}, {None})
+
+    def test_version_set_back_again(self) -> None:
+        """Inodes that are made once more have other node ids each time; those above what there was have their own."""
+        ids = {inode: [inode + 1] for inode in range(3, 10)}
+        for version, newest in ((3, 7), (5, 9), (2, 8), (4, 9)):
+            gone = tuple(entry.inode for entry in self.view.tree.entries() if entry.inode > version)
+            self.assertEqual(self.synchronise(deleted=gone, version=version), set())
+            for inode in range(version + 1, newest + 1):
+                self.view.tree = self.view.tree.apply(Create(b"n%d" % inode), 0, 3).tree
+                if self.node(inode) not in ids[inode]:
+                    ids[inode].append(self.node(inode))
+            tree, numbering = self.nodes.published()
+            for entry in tree.entries():
+                self.assertEqual(numbering.inode_of(numbering.node_of(entry.inode)), entry.inode)
+            for inode, nodes in ids.items():
+                for node in nodes:
+                    if node != self.node(inode):
+                        self.assertIsNone(tree.entry(numbering.inode_of(node)))
+        self.assertEqual(
+            {inode: len(nodes) for inode, nodes in ids.items()}, {3: 2, 4: 3, 5: 4, 6: 5, 7: 4, 8: 3, 9: 2}
+        )
+        every = [node for nodes in ids.values() for node in nodes]
+        self.assertEqual(len(set(every)), len(every))
+
+    def test_what_is_above_a_version_set_back(self) -> None:
+        """Only a made-up database has it: it keeps its node id."""
+        self.synchronise(entry_of(60, b"x"))
+        before = self.node(60)
+        self.synchronise(version=3)
+        self.assertEqual((self.node(60), self.nodes.published()[1].inode_of(before)), (before, 60))
 
     def test_ids_that_would_mean_something_else(self) -> None:
         """Made-up inodes: they have no id, and no id leads to them."""

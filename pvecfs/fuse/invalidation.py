@@ -180,7 +180,7 @@ class KernelCache:
                         self._graves.bury(known.node_of(inode), entry_before)
             if self._names + len(self._pending) > self.max_pending:
                 self._take_back_everything()
-            self._work_came.notify()
+            self._wake_a_lane()
 
     def _exchanged(self, after: Tree, known: Numbering, numbering: Numbering, one: Exchanged) -> None:
         """The kernel may know the file that is gone, by C{known}, the old numbering. It cannot know the new one.
@@ -243,14 +243,14 @@ class KernelCache:
         if self._running:
             with self._lock:
                 self._work(node).data = True
-                self._work_came.notify()
+                self._wake_a_lane()
 
     def forget_name(self, parent: int, name: bytes) -> None:
         """Take back C{name} in the directory of node C{parent}."""
         if self._running:
             with self._lock:
                 self._name(parent, name)
-                self._work_came.notify()
+                self._wake_a_lane()
 
     def forget_listing(self, node: int, then: Then) -> None:
         """Take back the listing of C{node}, before what waits for lanes, and call C{then} on some thread."""
@@ -302,6 +302,11 @@ class KernelCache:
         self._names = 0
         self._work(_EVERYTHING).then = then
 
+    def _wake_a_lane(self) -> None:
+        """If there is something for it: what waits for a node that is busy is for the lane that is busy with it."""
+        if any(node not in self._busy for node in self._pending):
+            self._work_came.notify()
+
     def _take(self) -> tuple[int, _Work] | None:
         for node in self._pending:
             if node not in self._busy:
@@ -321,8 +326,7 @@ class KernelCache:
                     if not self._running:
                         return
                     self._work_came.wait()
-                if self._pending:  # one after the other: a lane that will wait has woken the next before
-                    self._work_came.notify()
+                self._wake_a_lane()  # one after the other: a lane that will wait has woken the next before
             node, work = taken
             try:
                 self._perform(node, work)
@@ -330,8 +334,6 @@ class KernelCache:
                 _log.failure("could not tell the kernel of a change")
             with self._lock:
                 del self._busy[node]
-                if node in self._pending:
-                    self._work_came.notify()
                 then = work.then  # under the lock, since drained() appends
             _call_all(then)
 

@@ -3,7 +3,8 @@
 The kernel knows files by node id. An entry's is its inode plus one, so that the root, inode 0, has the 1 that FUSE
 demands; nothing has to be remembered, as changes give an inode to one file only, ever. A synchronisation can give it to
 another: two sides of a partition had made a file at the same version. That one gets an id of its own, from
-L{FIRST_EXCHANGED} on, and the old id means nothing any more (L{NodeIds}).
+L{FIRST_EXCHANGED} on, and the old id means nothing any more (L{NodeIds}). A synchronisation can also set the tree's
+version back, so that changes will make inodes once more.
 
 Ids from L{FIRST_COMPUTED} on belong to what is in no tree. (No tree grows to inodes that large. One made up is listed,
 and answers ENOENT.)
@@ -52,19 +53,37 @@ DEBUG = b".debug"
 
 BLOCK_BYTES = 4096
 
+_MOST_CHANGES = 1 << 40
+"""More than there will ever be."""
+
+
+class Reused(NamedTuple):
+    """Inodes that changes will use once more, since the tree's version was set back.
+
+    @ivar above: the first inode is the next one.
+    @ivar last: the last inode.
+    @ivar distance: from an inode to its node id.
+    """
+
+    above: int
+    last: int
+    distance: int
+
 
 class Numbering:
     """Which node id is which inode, in the trees between two synchronisations. Immutable once it is used, but for
     C{successor}, which only L{NodeIds} knows of.
 
-    @param exchanged: node ids by inode, for those that are not the inode plus one.
+    @param exchanged: node ids by inode, of single inodes.
+    @param reused: whole ranges of them, the newest first; it goes before the others.
     """
 
-    __slots__ = ("_inodes", "_nodes", "successor")
+    __slots__ = ("_inodes", "_nodes", "reused", "successor")
 
-    def __init__(self, exchanged: dict[int, int]) -> None:
+    def __init__(self, exchanged: dict[int, int], reused: tuple[Reused, ...] = ()) -> None:
         self._nodes = exchanged
         self._inodes = {node: inode for inode, node in exchanged.items()}
+        self.reused = reused
         self.successor: tuple[Tree, Numbering] | None = None
 
     def node_of(self, inode: int) -> int:
@@ -72,18 +91,28 @@ class Numbering:
         node = self._nodes.get(inode)
         if node is not None:
             return node
+        if self.reused:
+            for span in self.reused:
+                if span.above < inode <= span.last:
+                    return inode + span.distance
         return inode + 1 if inode < FIRST_EXCHANGED - 1 else NOWHERE
 
     def inode_of(self, node: int) -> int:
         """The inode of C{node}; one that no tree has if the file that C{node} meant is gone."""
-        if node >= FIRST_EXCHANGED:
-            return self._inodes.get(node, _NO_INODE)
         inode = node - 1
-        return _NO_INODE if inode in self._nodes else inode
+        if node >= FIRST_EXCHANGED:
+            inode = self._inodes.get(node, _NO_INODE)
+            if inode == _NO_INODE and self.reused:
+                inode = next((node - span.distance for span in self.reused if _within(span, node)), _NO_INODE)
+        return inode if not (self._nodes or self.reused) or self.node_of(inode) == node else _NO_INODE
 
     def exchanged(self) -> dict[int, int]:
-        """A copy of the node ids that are not the inode plus one, by inode."""
+        """A copy of the node ids of single inodes, by inode."""
         return dict(self._nodes)
+
+
+def _within(span: Reused, node: int) -> bool:
+    return span.above < node - span.distance <= span.last
 
 
 class Exchanged(NamedTuple):
@@ -172,16 +201,31 @@ class NodeIds:
         self._highest = max(self._highest, before.version)
         exchanged = self._exchanged(old, before, delta)
         self._highest = max([self._highest, *(entry.inode for entry in delta.stored)])
-        if not exchanged:
-            return Replacement(old, old, exchanged)
         after = delta.tree
+        reused = self._reused(old, after.version) if after.version < before.version else old.reused
+        if not exchanged and reused is old.reused:
+            return Replacement(old, old, exchanged)
         nodes = {inode: node for inode, node in old.exchanged().items() if after.entry(inode) is not None}
+        if reused is not old.reused:  # of what stays, none should be above the version
+            nodes.update(
+                (each.inode, old.node_of(each.inode)) for each in after.entries() if each.inode > after.version
+            )
         nodes.update(zip(exchanged, self._new, strict=False))
-        new = Numbering(nodes)
-        announcing = Numbering(old.exchanged())
+        new = Numbering(nodes, reused)
+        announcing = Numbering(old.exchanged(), old.reused)
         announcing.successor = (after, new)
         self._numbering = announcing
         return Replacement(old, new, exchanged)
+
+    def _reused(self, old: Numbering, version: int) -> tuple[Reused, ...]:
+        """From now on changes make inodes above C{version}, up to the highest one that there was."""
+        first = next(self._new)
+        last = min(self._highest, version + _MOST_CHANGES)  # the highest may be made up
+        self._new = count(first + last - version)
+        return (
+            Reused(version, last, first - version - 1),
+            *(span for span in old.reused if span.above < version),
+        )
 
     def _exchanged(self, old: Numbering, before: Tree, delta: Delta) -> dict[int, Exchanged]:
         """The inodes that mean other files in C{delta} than before. An entry elsewhere, or of another type, counts as

@@ -66,7 +66,7 @@ class History:
         self._applied_by: dict[Uid, set[int]] = {BASE: set(network.nodes)}
         self._states: dict[tuple[Member, bytes], Chain] = {}
         self._sequences: dict[Epoch, list[_Delivered]] = {}
-        self._newest_counts: dict[tuple[Epoch, int], dict[tuple[int, int], int]] = {}
+        self._heard: dict[tuple[Epoch, int], dict[tuple[int, int], set[int]]] = {}
         self._positions: dict[int, tuple[Epoch, int]] = {}
         self._holds: dict[bytes, _Hold] = {}
 
@@ -95,10 +95,15 @@ class History:
             position = 0
         self._positions[node.pid] = (epoch, position + 1)
         what = _Delivered(uid, changed, after.root.version, len(after), after.total_bytes, rows)
-        earlier = self._newest_counts.setdefault((epoch, node.pid), {})
-        if earlier.get(uid[:2], 0) >= uid[2]:
-            raise Violation(f"node {node.node_id} applies {uid} after number {earlier[uid[:2]]} of the same sender")
-        earlier[uid[:2]] = uid[2]
+        counts = self._heard.setdefault((epoch, node.pid), {}).setdefault(uid[:2], set())
+        if uid[2] in counts:
+            raise Violation(f"node {node.node_id} applies {uid} a second time")
+        # What waits in the queues when somebody joins is sent again, behind what its sender has sent since: whoever
+        # waits for that waits for all of it at the same time, so no caller has seen any order.
+        again = (TREE_GROUP, uid) in self.network.nodes[uid[0]].sent_again
+        if counts and max(counts) > uid[2] and not again:
+            raise Violation(f"node {node.node_id} applies {uid} after number {max(counts)} of the same sender")
+        counts.add(uid[2])
         if position == len(sequence):
             sequence.append(what)
         elif sequence[position] != what:

@@ -84,6 +84,7 @@ class SimulatedGroupConnection:
         self.opened = 0  # how often: the join and the leave of an earlier connection do not concern this one
         self._connected = False
         self._asked = False
+        self._sent: set[Uid] = set()
 
     def open(self, listener: IGroupListener) -> None:
         self.close()
@@ -123,6 +124,9 @@ class SimulatedGroupConnection:
             type_, _, _, _, _, count = NORMAL_HEAD.unpack_from(message)
             if type_ == 0:
                 uid = (self.member.node_id, self.member.pid, count)
+                if uid in self._sent:
+                    corosync.sent_again.add((self.group, uid))
+                self._sent.add(uid)
         corosync.outbox.append(Sent("message", self.group, self.member, self, self.opened, message, uid))
 
     def close(self) -> None:
@@ -172,6 +176,7 @@ class CorosyncNode:
     @ivar ring: the ring it is in; of none while it is down.
     @ivar congested: it takes no messages now.
     @ivar refused: it has refused one.
+    @ivar sent_again: by group, the messages that its process has sent more than once.
     @ivar position: how far it has received the ring's order.
     @ivar view: the members of each group at that position.
     @ivar quorum: notifications of quorum that wait for this node's process.
@@ -183,6 +188,7 @@ class CorosyncNode:
         self.up = True
         self.congested = False
         self.refused = False
+        self.sent_again: set[tuple[str, Uid]] = set()
         self.ring = Ring((node_id,), False)
         self.position = 0
         self.view: dict[str, frozenset[Member]] = {}
