@@ -127,6 +127,8 @@ class Cluster:
         entry = self._ledger.newest.lookup(TREE_NAME)
         if entry is not None:
             self._host_conf.tree_changed(entry.data, reload=True)
+        # The first synchronisation asks for it. For 100,000 entries it takes 0.15 s, and now nobody waits for us.
+        self._ledger.newest.index()
         self._corosync.startService()
         self._tree_group.startService()
         self._status_group.startService()

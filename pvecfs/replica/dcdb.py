@@ -219,5 +219,5 @@ class TreeReplica:
 def _touches_cluster_conf(change: Change) -> bool:
     """Whether the host's corosync.conf may have to follow C{change}: a create, a write, a rename to it."""
     if isinstance(change, Write | Create):
-        return change.path.find(CLUSTER_CONF) >= 0 and split(change.path) == (CLUSTER_CONF,)
+        return CLUSTER_CONF in change.path and split(change.path) == (CLUSTER_CONF,)
     return isinstance(change, Rename) and split(change.to) == (CLUSTER_CONF,)
