@@ -33,8 +33,8 @@ AT_ONCE = 8
 """Requests that are taken before others have their turn."""
 
 ALONE = 16
-"""Times that the reactor takes one request only, when that was all there was, before it looks whether there are more: to
-find out that there are none costs as much as a look at the descriptor."""
+"""Times that the reactor takes one request only, when that was all there was, before it looks whether there are more:
+to find out that there are none costs as much as a look at the descriptor."""
 
 
 class IntakeReactor(Protocol):
