@@ -22,6 +22,9 @@ from tests.chaos_client import parsed
 LATE = 60.0
 """Seconds after the end of an operation of unknown outcome within which it may still take effect."""
 
+SETTLED = 3.0
+"""Seconds after the end of what is wrong with a node within which its messages get out."""
+
 NOTHING_HAPPENED = frozenset({"no", "GONE", "ENOENT", "EEXIST", "ENOTDIR"})
 """Results that say that the operation changed nothing (of those that are one change)."""
 
@@ -121,7 +124,7 @@ def judge(
     _check_contents(operations, files, verdict)
     _check_files(operations, files, verdict)
     _check_guests(operations, guests, verdict)
-    _check_locks(operations, lock_timeout, verdict)
+    _check_locks(operations, lock_timeout, windows, verdict)
     return verdict
 
 
@@ -328,19 +331,53 @@ def order(history: Sequence[Operation], final: str | None) -> str:
     return ""
 
 
-def _check_locks(operations: Sequence[Operation], lock_timeout: float, verdict: Verdict) -> None:
+@dataclass
+class _Hold:
+    """A client took a lock, perhaps, and gave it back, perhaps."""
+
+    lock: Operation
+    unlock: Operation
+
+    def meets(self, unlock: Operation, latest: float) -> bool:
+        """Whether C{unlock}, another client's, in effect by C{latest}, may have removed what C{self.lock} made."""
+        return unlock.client != self.lock.client and unlock.begin < self.unlock.end and latest > self.lock.begin
+
+
+def _latest(operation: Operation, windows: Sequence[Window]) -> float:
+    """When an operation can have taken effect at the latest: if that is not known, what was wrong with its node must
+    be over before the message gets out."""
+    if operation.result == "ok":
+        return operation.end
+    over = [each.end for each in windows if each.node == operation.node and each.begin < operation.end < each.end]
+    return max(over, default=operation.end) + SETTLED
+
+
+def _check_locks(
+    operations: Sequence[Operation], lock_timeout: float, windows: Sequence[Window], verdict: Verdict
+) -> None:
     """Nobody gets a lock before its time is over or its holder gives it back."""
     taken: dict[str, list[Operation]] = defaultdict(list)
     given: dict[str, list[Operation]] = defaultdict(list)
+    holds: dict[str, list[_Hold]] = defaultdict(list)
+    newest: dict[tuple[str, str], Operation] = {}
     for operation in operations:
-        if operation.op == "lock" and operation.certain:
-            taken[operation.args[0]].append(operation)
-        elif operation.op == "unlock" and operation.result == "GONE":
-            mine = [each for each in taken[operation.args[0]] if each.client == operation.client]
-            if mine and not operation.doubtful and operation.end < mine[-1].begin + lock_timeout:
-                verdict.violations.append(f"a lock lost before its time: {mine[-1]}, {operation}")
-        elif operation.op == "unlock" and operation.possible:
-            given[operation.args[0]].append(operation)
+        if operation.op == "lock" and operation.possible:
+            newest[operation.client, operation.args[0]] = operation
+            if operation.certain:
+                taken[operation.args[0]].append(operation)
+        elif operation.op == "unlock":
+            mine = newest.get((operation.client, operation.args[0]))
+            if mine is not None:
+                holds[operation.args[0]].append(_Hold(mine, operation))
+            if operation.possible:
+                given[operation.args[0]].append(operation)
+    for each in holds.values():
+        foreign = _foreign_unlocks(each, lock_timeout, windows)
+        for hold in each:
+            lost = hold.unlock.result == "GONE" and hold.lock.certain and not hold.unlock.doubtful
+            in_time = hold.unlock.end < hold.lock.begin + lock_timeout
+            if lost and in_time and not any(hold.meets(*unlock) for unlock in foreign):
+                verdict.violations.append(f"a lock lost before its time: {hold.lock}, {hold.unlock}")
     for name, holders in sorted(taken.items()):
         holders.sort(key=lambda each: each.end)
         for position, holder in enumerate(holders):
@@ -353,3 +390,20 @@ def _check_locks(operations: Sequence[Operation], lock_timeout: float, verdict: 
                 ):
                     verdict.violations.append(f"a lock held by two: {holder} and {other}")
     verdict.figures["locks taken"] = sum(map(len, taken.values()))
+
+
+def _foreign_unlocks(
+    holds: Sequence[_Hold], lock_timeout: float, windows: Sequence[Window]
+) -> list[tuple[Operation, float]]:
+    """The unlocks that may have removed somebody else's lock, and when at the latest.
+
+    An unlock is a deletion by name. If it takes effect when its lock's time is over (its node was frozen, or cut off
+    with the message on its way), it removes the lock of whoever has taken it since. That one does not know, and its
+    own unlock in turn may remove the next one's.
+    """
+    unlocks = [(hold, _latest(hold.unlock, windows)) for hold in holds if hold.unlock.possible]
+    foreign = [(hold.unlock, latest) for hold, latest in unlocks if latest >= hold.lock.begin + lock_timeout]
+    for unlock in foreign:  # grows
+        new = [(hold.unlock, latest) for hold, latest in unlocks if hold.meets(*unlock)]
+        foreign += [each for each in new if each not in foreign]
+    return foreign

@@ -113,6 +113,23 @@ class JudgeTests(SynchronousTestCase):
         self.assertEqual(len(self.judged(taken, lock("unlock", "a", 2, "GONE"))), 1)
         self.assertEqual(self.judged(taken, lock("unlock", "a", 4, "GONE")), [])
 
+    def test_unlock_that_comes_late(self) -> None:
+        """A holder that was frozen removes, by name, the lock of the next one, which does the same to the one after."""
+        late = Operation("a", "n1", "unlock", ["l"], 1.0, 4.5, "ok")
+        chain = [
+            lock("lock", "a", 0),
+            late,
+            lock("lock", "b", 4),
+            lock("lock", "c", 4.6),
+            lock("unlock", "b", 5),
+            lock("lock", "d", 5.2),
+            lock("unlock", "c", 6),
+            lock("unlock", "d", 7, "GONE"),
+        ]
+        self.assertEqual(self.judged(*chain), [])
+        late.end = 2.9
+        self.assertIn("a lock lost before its time", self.judged(*chain)[0])
+
     def test_times(self) -> None:
         slow = Operation("c", "n1", "ask", ["l"], 0, 12, "EACCES")
         for operation in slow, Operation("c", "n1", "ask", ["l"], 0):

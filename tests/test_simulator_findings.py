@@ -11,7 +11,7 @@ from pvecfs.replica.dcdb import TreeReplica
 from pvecfs.replica.effects import Commit, Effect, Leave
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
-from pvecfs.replica.messages import Epoch, Normal, State, SyncStart, encode_change
+from pvecfs.replica.messages import Epoch, Normal, State, SyncStart, TreeSubtype, encode_change
 from pvecfs.tree.changes import Create
 from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.tree import Tree
@@ -65,15 +65,22 @@ class LateMinorityTests(SynchronousTestCase):
         self.take(self.machine.membership_changed(members, left, joined, NOW))
 
     def synchronise(self, members: tuple[Member, ...], counter: int) -> None:
+        self.start_synchronisation(members, counter)
+        self.end_synchronisation(members, counter)
+
+    def start_synchronisation(self, members: tuple[Member, ...], counter: int) -> None:
         epoch = Epoch(counter, 500, *members[0])
         self.take(self.machine.message_delivered(members[0], SyncStart(1, 500, epoch).encode(), NOW))
+
+    def end_synchronisation(self, members: tuple[Member, ...], counter: int) -> None:
+        epoch = Epoch(counter, 500, *members[0])
         for member in members:
             state = State(1, 500, epoch, self.replica.state())
             self.take(self.machine.message_delivered(member, state.encode(), NOW))
 
-    def write(self, sender: Member = C) -> None:
+    def write(self, sender: Member = C, count: int = 1) -> None:
         subtype, payload = encode_change(Create(b"f"))
-        self.take(self.machine.message_delivered(sender, Normal(1, 500, subtype, 1, payload).encode(), NOW))
+        self.take(self.machine.message_delivered(sender, Normal(1, 500, subtype, count, payload).encode(), NOW))
 
     @property
     def left(self) -> bool:
@@ -85,9 +92,10 @@ class LateMinorityTests(SynchronousTestCase):
 
     def test_queued_in_the_minority(self) -> None:
         self.write()
+        self.start_synchronisation((B, C), 2)
         self.quorum(False, 2, 3)
         self.quorum(True, 1, 2, 3)
-        self.synchronise((B, C), 2)
+        self.end_synchronisation((B, C), 2)
         self.assertTrue(self.left)
         self.assertEqual(self.commits, 0)
         self.assertEqual(self.replica.tree.version, 1)
@@ -105,6 +113,54 @@ class LateMinorityTests(SynchronousTestCase):
         self.quorum(False, 2)
         self.quorum(True, 1, 2, 3)
         self.change_members((B,))
+        self.assertTrue(self.left)
+        self.assertEqual(self.commits, 0)
+
+    def sent(self) -> None:
+        """What L{write} delivers of ours was sent by now."""
+        self.machine.submit(TreeSubtype.CREATE, b"", NOW)
+
+    def test_majority_without_the_others_of_the_minority(self) -> None:
+        """Seed 11329: B is with the majority, C is not, and B learns what it did when C had gone and A not yet come."""
+        self.sent()
+        self.quorum(False, 2, 3)
+        self.quorum(True, 1, 2)
+        self.change_members((B,))
+        self.write(B)
+        self.assertTrue(self.left)
+        self.assertEqual(self.commits, 0)
+
+    def test_one_minority_after_the_other(self) -> None:
+        """The group's events are so late that between the two it meets the majority."""
+        self.sent()
+        for _ in range(2):
+            self.quorum(False, 2)
+            self.quorum(True, 1, 2, 3)
+        self.change_members((B,))
+        self.change_members((A, B, C), (A, C))
+        self.change_members((B,))
+        self.write(B)
+        self.assertTrue(self.left)
+        self.assertEqual(self.commits, 0)
+
+    def test_what_is_sent_with_quorum_is_proof(self) -> None:
+        """A message of ours that is newer than the notification does not come from the minority."""
+        self.sent()
+        self.quorum(False, 2)
+        self.change_members((B,))
+        self.quorum(True, 1, 2)  # A's daemon does not run
+        self.sent()
+        self.write(B, count=2)
+        self.assertFalse(self.left)
+        self.assertEqual(self.commits, 1)
+
+    def test_joined_in_the_minority(self) -> None:
+        """The join that is told of was asked for before quorum was back."""
+        self.quorum(False, 2, 3)
+        self.take(self.machine.joined_as(B, NOW))
+        self.quorum(True, 1, 2, 3)
+        self.change_members((B,), (B,))
+        self.write(C)
         self.assertTrue(self.left)
         self.assertEqual(self.commits, 0)
 

@@ -112,6 +112,11 @@ class GroupMachine:
         self._sync_queue: list[_Queued] = []
         self._quorum_nodes: frozenset[int] = frozenset()
         self._minorities: set[frozenset[int]] = set()
+        self._quorate = False
+        # What we have sent since quorum's last notification:
+        self._counted_at_quorum = 0  # NORMAL messages of higher counts
+        self._state_is_newer = False
+        self._join_is_newer = False
         # These three belong to the process: they survive membership changes and reconnections.
         self._message_count = 0
         self._epoch_count = 0
@@ -141,8 +146,9 @@ class GroupMachine:
 
         Notifications of quorum overtake the group's events. So when quorum is back, what the group delivers at first
         may still belong to the minority that we were in, where nobody of the majority hears it. If we applied it, our
-        tree could get the highest version, lead, and undo what the majority has acknowledged. It is over when the
-        members turn out to be others, or we have joined anew.
+        tree could get the highest version, lead, and undo what the majority has acknowledged. It is surely over when
+        something of ours is delivered that we have sent since quorum's last notification: a message, our state, a
+        join. (Other members are no proof: what comes may be older still, with more minorities to follow.)
         """
         if not self._minorities:
             return False
@@ -177,6 +183,7 @@ class GroupMachine:
             return []
         self._enter(Mode.START)
         self.own = own
+        self._join_is_newer = True
         self._forget_membership()
         if self._verify_at is None and self._application.verified:
             self._verify_at = now.monotonic + self._verify_interval
@@ -201,10 +208,18 @@ class GroupMachine:
         """Quorum's membership is C{node_ids} now: to say whom a synchronisation waits for, and for L{outdated}."""
         self._quorum_nodes = frozenset(node_ids)
         if quorate:
-            # Quorate by votes alone, among the same nodes: there is no newer membership to wait for.
-            self._minorities = {nodes for nodes in self._minorities if nodes < self._quorum_nodes}
+            # Quorate by votes alone, with nobody new: there is no newer membership to wait for.
+            self._minorities = {nodes for nodes in self._minorities if not self._quorum_nodes <= nodes}
         else:
             self._minorities.add(self._quorum_nodes)
+        self._quorate = quorate
+        self._counted_at_quorum = self._message_count
+        self._state_is_newer = self._join_is_newer = False
+
+    def _caught_up_with_quorum(self) -> None:
+        """Something of ours was delivered that is newer than quorum's last notification."""
+        if self._quorate:
+            self._minorities.clear()
 
     def leave(self, reason: str, delay: float = 0.0) -> list[Effect]:
         """Leave the group because of something outside it, such as a database that takes no commit."""
@@ -259,6 +274,8 @@ class GroupMachine:
             if type_ == MessageType.NORMAL:
                 if len(data) < NORMAL_HEAD.size:
                     raise MalformedMessage(f"normal message: {len(data)} bytes, {NORMAL_HEAD.size} needed")
+                if count > self._counted_at_quorum and sender == self.own:
+                    self._caught_up_with_quorum()
                 if mode is Mode.SYNCED:
                     self._deliver(Normal(version, time, subtype, count, data[NORMAL_HEAD.size :]), sender, now, out)
                 else:
@@ -398,8 +415,8 @@ class GroupMachine:
         self.members = members
         self.synced = frozenset()
         self._lowest = members[0].node_id == self.own.node_id
-        if self._minorities and (self.own in joined or not self.outdated):
-            self._minorities.clear()
+        if self._join_is_newer and self.own in joined:
+            self._caught_up_with_quorum()
         # 4.
         if len(members) == 1:
             self.synced = frozenset(members)
@@ -494,10 +511,13 @@ class GroupMachine:
         self._forget_synchronisation()
         state = State(self._version, now.wall & U32, self.epoch, self._application.state())
         out.append(Multicast(state.encode(), Weight.CRITICAL))
+        self._state_is_newer = True
 
     def _collect_state(self, sender: Member, data: bytes, now: Instant, out: list[Effect]) -> None:
         if sender not in self.members:
             raise Resync(f"the state of {sender}, which is not a member")
+        if self._state_is_newer and sender == self.own:
+            self._caught_up_with_quorum()
         if sender in self._states:
             raise Resync(f"a second state of member {sender}")
         self._states[sender] = data[STATE_HEAD_SIZE:]
