@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from pvecfs.fuse import lowlevel
-from pvecfs.fuse.intake import ALONE, AT_ONCE, QUIET, Intake
+from pvecfs.fuse.intake import AT_ONCE, QUIET, Intake
 
 
 class MemoryReactor(Clock):
@@ -105,18 +105,6 @@ class IntakeTests(SynchronousTestCase):
         self.assertEqual(self.answered, [7] * AT_ONCE)
         self.intake.doRead()
         self.assertEqual(self.answered, [7] * (AT_ONCE + 3))
-
-    def test_one_client(self) -> None:
-        """Where one request comes after the other, nobody looks for a second one each time; only now and then."""
-        self.waiting = 1
-        self.intake.doRead()
-        self.waiting = 2 * ALONE
-        for number in range(ALONE):
-            self.assertEqual(len(self.answered), 1 + number)
-            self.intake.doRead()
-        self.assertEqual(len(self.answered), 1 + ALONE)
-        self.intake.doRead()
-        self.assertEqual(len(self.answered), 1 + ALONE + AT_ONCE)
 
     def test_thread_answers_what_is_left_lying(self) -> None:
         """The reactor took over and then is kept by something: requests are answered all the same."""

@@ -32,10 +32,6 @@ PATIENCE = 0.05
 AT_ONCE = 8
 """Requests that are taken before others have their turn."""
 
-ALONE = 16
-"""Times that the reactor takes one request only, when that was all there was, before it looks whether there are more:
-to find out that there are none costs as much as a look at the descriptor."""
-
 
 class IntakeReactor(Protocol):
     """What is wanted of a reactor."""
@@ -67,7 +63,6 @@ class Intake:
         self._reactor_thread = 0
         self._reactor_takes = False
         self._changes = 0
-        self._alone = 0  # times that one request is taken only
         self._buffer = lowlevel.Buffer()
 
     def submit(self, call: Callable[..., object], *arguments: object) -> None:
@@ -96,19 +91,19 @@ class Intake:
                 self._take(buffer, AT_ONCE)
         lowlevel.free(buffer.memory)
 
-    def _take(self, buffer: lowlevel.Buffer, count: int) -> int:
-        """Answer up to C{count} requests; return how many there were."""
+    def _take(self, buffer: lowlevel.Buffer, count: int) -> None:
+        """Answer up to C{count} requests."""
         session, place = self._session, ctypes.byref(buffer)
-        for taken in range(count):
+        for _ in range(count):
             size = lowlevel.session_receive(session, place)
             if size > 0:
                 lowlevel.session_process(session, place)
-                continue
-            if size not in (-EAGAIN, -EINTR):
+            elif size in (-EAGAIN, -EINTR):
+                return
+            else:
                 self._over = True
                 self._thread_takes.set()
-            return taken
-        return count
+                return
 
     # Reactor thread
 
@@ -150,11 +145,7 @@ class Intake:
         return "fuse"
 
     def doRead(self) -> None:
-        if self._alone:
-            self._alone -= 1
-            self._take(self._buffer, 1)
-        elif self._take(self._buffer, AT_ONCE) <= 1:
-            self._alone = ALONE
+        self._take(self._buffer, AT_ONCE)
         if self._over:
             self.rest()
 
