@@ -106,6 +106,15 @@ def load(paths: Iterable[Path], windows: Sequence[Window]) -> list[Operation]:
     return operations
 
 
+def _latest(operation: Operation, windows: Sequence[Window]) -> float:
+    """When an operation can have taken effect at the latest: if that is not known, what was wrong with its node must
+    be over before the message gets out. A window ends when all nodes write and see each other's writes."""
+    if operation.certain:
+        return operation.end
+    over = [each.end for each in windows if each.node == operation.node and each.begin < operation.end < each.end]
+    return max(over, default=operation.end) + SETTLED
+
+
 def judge(
     operations: Sequence[Operation],
     files: Mapping[str, bytes],
@@ -123,7 +132,7 @@ def judge(
     _check_times(operations, windows, longest, verdict)
     _check_contents(operations, files, verdict)
     _check_files(operations, files, verdict)
-    _check_guests(operations, guests, verdict)
+    _check_guests(operations, guests, windows, verdict)
     _check_locks(operations, lock_timeout, windows, verdict)
     return verdict
 
@@ -221,7 +230,12 @@ def _after(operation: Operation, states: set[str], certain: bool) -> set[str]:
     return {written} if certain else states | {"empty", written}
 
 
-def _check_guests(operations: Sequence[Operation], guests: Mapping[int, Sequence[str]], verdict: Verdict) -> None:
+def _check_guests(
+    operations: Sequence[Operation],
+    guests: Mapping[int, Sequence[str]],
+    windows: Sequence[Window],
+    verdict: Verdict,
+) -> None:
     """For each VMID there is an order of what succeeded in which there is never a second config of it."""
     histories: dict[int, list[Operation]] = defaultdict(list)
     for operation in operations:
@@ -231,7 +245,7 @@ def _check_guests(operations: Sequence[Operation], guests: Mapping[int, Sequence
         if len(paths) > 1:
             verdict.violations.append(f"VMID {vmid} twice in the end: {list(paths)}")
     for vmid, history in sorted(histories.items()):
-        problem = order(history, next(iter(guests.get(vmid, ())), None))
+        problem = order(history, next(iter(guests.get(vmid, ())), None), windows)
         if problem:
             verdict.violations.append(f"VMID {vmid}: {problem}")
     verdict.figures["guests checked"] = len(histories)
@@ -277,7 +291,7 @@ class _States:
         return True
 
 
-def order(history: Sequence[Operation], final: str | None) -> str:
+def order(history: Sequence[Operation], final: str | None, windows: Sequence[Window] = ()) -> str:
     """Look for an order of C{history} (creates, moves and destructions of one VMID), each between its begin and its
     end, that leads from no config to C{final}. @return: empty, or where there is none any more.
 
@@ -286,7 +300,7 @@ def order(history: Sequence[Operation], final: str | None) -> str:
     events: list[tuple[float, int, int]] = []
     for number, operation in enumerate(history):
         events.append((operation.begin, 0, number))
-        events.append((operation.end if operation.certain else operation.end + LATE, 1, number))
+        events.append((_latest(operation, windows), 1, number))
     states = _States([(None, frozenset(), frozenset())])
     pending: set[int] = set()
 
@@ -341,15 +355,6 @@ class _Hold:
     def meets(self, unlock: Operation, latest: float) -> bool:
         """Whether C{unlock}, another client's, in effect by C{latest}, may have removed what C{self.lock} made."""
         return unlock.client != self.lock.client and unlock.begin < self.unlock.end and latest > self.lock.begin
-
-
-def _latest(operation: Operation, windows: Sequence[Window]) -> float:
-    """When an operation can have taken effect at the latest: if that is not known, what was wrong with its node must
-    be over before the message gets out."""
-    if operation.result == "ok":
-        return operation.end
-    over = [each.end for each in windows if each.node == operation.node and each.begin < operation.end < each.end]
-    return max(over, default=operation.end) + SETTLED
 
 
 def _check_locks(
