@@ -1,7 +1,8 @@
 """What clients under chaos wrote down, and whether a correct cluster could have answered so.
 
 Every check is sound: what it reports cannot happen on a cluster that keeps its promises. An operation whose outcome is
-unknown may have happened, at any time within L{LATE} after it ended, or not. So may one that was acknowledged on a node
+unknown may have happened or not: for files and exclusive locks at any time within L{LATE} after it ended, for guests
+and late unlocks until its node was well again (L{_latest}). So may one that was acknowledged on a node
 in a I{doubtful} time: while its corosync was cut off, stopped or killed. Corosync delivers a message on the node that
 sends it before others have it, so a node that is cut off in this moment acknowledges what the majority never hears of;
 no daemon behind corosync can know. (Such a node is not on the quorate side, it only has not noticed yet.)

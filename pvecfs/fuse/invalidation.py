@@ -428,7 +428,7 @@ class KernelCache:
                 again.children = True
                 again.then.append(countdown)
             work.then = []
-            self._work_came.notify()
+            self._wake_a_lane()
 
     def _attributes(self, inodes: Iterable[int], numbering: Numbering) -> None:
         for inode in inodes:

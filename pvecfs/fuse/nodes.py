@@ -69,13 +69,17 @@ class Reused(NamedTuple):
     last: int
     distance: int
 
+    def has(self, inode: int) -> bool:
+        """Whether C{inode} is one of them."""
+        return self.above < inode <= self.last
+
 
 class Numbering:
     """Which node id is which inode, in the trees between two synchronisations. Immutable once it is used, but for
     C{successor}, which only L{NodeIds} knows of.
 
     @param exchanged: node ids by inode, of single inodes.
-    @param reused: whole ranges of them, the newest first; it goes before the others.
+    @param reused: whole ranges of them, the newest first, which counts where they overlap.
     """
 
     __slots__ = ("_inodes", "_nodes", "reused", "successor")
@@ -93,7 +97,7 @@ class Numbering:
             return node
         if self.reused:
             for span in self.reused:
-                if span.above < inode <= span.last:
+                if span.has(inode):
                     return inode + span.distance
         return inode + 1 if inode < FIRST_EXCHANGED - 1 else NOWHERE
 
@@ -103,16 +107,14 @@ class Numbering:
         if node >= FIRST_EXCHANGED:
             inode = self._inodes.get(node, _NO_INODE)
             if inode == _NO_INODE and self.reused:
-                inode = next((node - span.distance for span in self.reused if _within(span, node)), _NO_INODE)
+                inode = next(
+                    (node - span.distance for span in self.reused if span.has(node - span.distance)), _NO_INODE
+                )
         return inode if not (self._nodes or self.reused) or self.node_of(inode) == node else _NO_INODE
 
     def exchanged(self) -> dict[int, int]:
         """A copy of the node ids of single inodes, by inode."""
         return dict(self._nodes)
-
-
-def _within(span: Reused, node: int) -> bool:
-    return span.above < node - span.distance <= span.last
 
 
 class Exchanged(NamedTuple):

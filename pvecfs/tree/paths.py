@@ -19,7 +19,7 @@ MAX_VMID = 2**32 - 1
 
 _NODE = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _VMID = re.compile(rb"[1-9][0-9]{0,9}")
-_CONFIG = re.compile(rb"([1-9][0-9]{0,9})\.conf")
+_CONFIG = re.compile(rb"(%s)\.conf" % _VMID.pattern)
 _COMPONENT = re.compile(rb"(?!\.\.?\Z)[^/\0]+")
 _SCRIPT = re.compile(rb"(.*)\.(?:mount|umount|start|stop|premount|postumount)", re.DOTALL)
 
@@ -69,9 +69,10 @@ def script_executable(name: bytes) -> bool:
 
 def vmid(text: bytes) -> int | None:
     """The VMID that C{text} is: decimal, 1 to 2^32-1, without a leading zero."""
-    if _VMID.fullmatch(text) is None:
-        return None
-    number = int(text)
+    return None if _VMID.fullmatch(text) is None else _in_range(int(text))
+
+
+def _in_range(number: int) -> int | None:
     return number if number <= MAX_VMID else None
 
 
@@ -83,10 +84,7 @@ def is_node_name(name: bytes) -> bool:
 def config_vmid(name: bytes) -> int | None:
     """The VMID of a file name ``<vmid>.conf``."""
     match = _CONFIG.fullmatch(name)
-    if match is None:
-        return None
-    number = int(match[1])
-    return number if number <= MAX_VMID else None
+    return None if match is None else _in_range(int(match[1]))
 
 
 def vm_config_at(names: Names) -> VmConfig | None:
