@@ -44,6 +44,7 @@ class GroupConnection:
     little more than to take one, in time and in commits to the disk.
 
     @param before_dispatch: called before every event that is told to the listener: it handles pending quorum events.
+    @param thread_began: called on each session's thread before everything else.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class GroupConnection:
         group_name: bytes,
         before_dispatch: Callable[[], None] = lambda: None,
         library: Callable[[], LibCpg] = libcpg,
+        thread_began: Callable[[], None] = lambda: None,
     ) -> None:
         self._reactor = reactor
         self._name = group_name
         self._before_dispatch = before_dispatch
         self._load = library
+        self._thread_began = thread_began
         self._session: Session | None = None
         self._listener: IGroupListener | None = None
         self._member: Member | None = None
@@ -82,6 +85,7 @@ class GroupConnection:
             self._opened,
             self._readable,
             self._lost,
+            self._thread_began,
         )
         self._session.start()
 

@@ -54,9 +54,13 @@ class SessionReactor(IReactorFDSet, IReactorFromThreads, IReactorTime):
 
 
 class Lane:
-    """A daemon thread that makes calls in the order of submission. All methods are for the reactor thread."""
+    """A daemon thread that makes calls in the order of submission. All methods are for the reactor thread.
 
-    def __init__(self, name: str) -> None:
+    @param began: called on the thread before everything else.
+    """
+
+    def __init__(self, name: str, began: Callable[[], None] = lambda: None) -> None:
+        self._began = began
         self._calls: deque[tuple[Callable[[], None], int] | None] = deque()
         self._available = threading.Semaphore(0)
         self._submitted = 0
@@ -96,6 +100,7 @@ class Lane:
         self._available.release()
 
     def _run(self) -> None:
+        self._began()
         while True:
             self._available.acquire()
             item = self._calls.popleft()
@@ -117,6 +122,7 @@ class Session:
     @param opened: called when there is a handle.
     @param readable: called when there may be something to dispatch.
     @param lost: called once, when the session failed; it is closed then.
+    @param thread_began: called on the session's thread before everything else.
     """
 
     def __init__(
@@ -128,6 +134,7 @@ class Session:
         opened: Callable[[], None],
         readable: Callable[[], None],
         lost: Callable[[CorosyncUnavailable], None],
+        thread_began: Callable[[], None] = lambda: None,
     ) -> None:
         self._reactor = reactor
         self._load = library
@@ -137,7 +144,7 @@ class Session:
         self._readable = readable
         self._lost = lost
         self._closing = threading.Event()
-        self.lane = Lane(name)
+        self.lane = Lane(name, thread_began)
         self.handle = 0
         self.socket: socket.socket | None = None
         self.closed = False
