@@ -44,6 +44,7 @@ from pvecfs.replica.kvstore import StatusReplica
 from pvecfs.replica.machine import GroupMachine
 from pvecfs.replica.member import Instant
 from pvecfs.rrd.sink import RoundRobinSink
+from pvecfs.scheduling import RealTimeThreads
 from pvecfs.store.errors import StoreError
 from pvecfs.store.lockfile import LOCK_TIMEOUT, LockFile
 from pvecfs.store.sqlite import SqliteStore
@@ -82,6 +83,7 @@ def instant() -> Instant:
 class Cluster:
     """What a node has in a cluster: two groups, quorum, the cluster's configuration. Reactor thread only.
 
+    @param thread_began: called on each thread that sends to a group.
     @ivar proposer: proposes changes to the cluster.
     """
 
@@ -95,11 +97,13 @@ class Cluster:
         locks: LockClocks,
         limits: Limits,
         host_conf: HostConfiguration,
+        thread_began: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._view = view
         self._status = status
         self._host_conf = host_conf
+        self._thread_began = thread_began
         self._corosync = CorosyncServices(reactor, self, self)
         replica = TreeReplica(ledger.newest, locks)
         self._tree_group = self._group(reactor, replica, options["verify-interval"])
@@ -118,7 +122,12 @@ class Cluster:
         ledger.listener = self.proposer
 
     def _group(self, reactor: Reactor, application: GroupApplication, verify_interval: float) -> GroupService:
-        connection = GroupConnection(reactor, application.group_name.encode(), self._corosync.quorum.dispatch_pending)
+        connection = GroupConnection(
+            reactor,
+            application.group_name.encode(),
+            self._corosync.quorum.dispatch_pending,
+            thread_began=self._thread_began,
+        )
         machine = GroupMachine(application, random.random, verify_interval)
         return GroupService(reactor, connection, machine, instant)
 
@@ -217,9 +226,12 @@ class NodeService(Service):
         locks = LockClocks(options["lock-timeout"])
         proposer: IProposer
         cluster: Cluster | None = None
+        realtime = RealTimeThreads(self._reactor)
         if in_cluster:
             host_conf = HostConfiguration(self._reactor, str(conf), deferToThread, self._run_command)
-            cluster = Cluster(self._reactor, options, ledger, view, status, locks, limits, host_conf)
+            cluster = Cluster(
+                self._reactor, options, ledger, view, status, locks, limits, host_conf, realtime.this_thread
+            )
             proposer = cluster.proposer
         else:
             proposer = LocalProposer(ledger, limits, time.time, time.monotonic, locks)
@@ -259,6 +271,12 @@ class NodeService(Service):
         self._stop_steps.append(("the restart flag", lambda: host.set_restart_flag(run, group)))
         undo.pop_all()
         self._reactor.callWhenRunning(self._running)
+        if in_cluster and not options["no-realtime"]:
+            # Alone it gains nothing: nobody of higher priority takes the processor away.
+            if store.thread_id is not None:
+                realtime.add(store.thread_id)
+            self._reactor.callWhenRunning(realtime.start)
+            self._stop_steps.append(("the real-time threads", realtime.stop))
         _log.info(
             "node {name} ({address}), {mode}, {count} entries, on {mountpoint}",
             name=name,

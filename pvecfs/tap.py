@@ -77,6 +77,7 @@ class Options(usage.Options):
         ["local", "l", "Force local mode: ignore corosync.conf, assume quorum."],
         ["debug", "d", "Start with verbose logging."],
         ["no-ipc", None, "Offer no libqb service."],
+        ["no-realtime", None, "In a cluster, leave all threads at normal priority."],
     ]
     optParameters: ClassVar = [
         ["mountpoint", None, "/etc/pve", "Where to mount.", path("mountpoint")],

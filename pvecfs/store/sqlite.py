@@ -139,6 +139,11 @@ class SqliteStore:
 
     # Reactor thread
 
+    @property
+    def thread_id(self) -> int | None:
+        """The native id of the store's thread, C{None} while the store is closed."""
+        return None if self._thread is None else self._thread.native_id
+
     def commit(self, delta: Delta, settled: Settled) -> None:
         """See L{IStore}."""
         if self._thread is None:
