@@ -40,10 +40,12 @@ from pvecfs.replica.messages import (
     State,
     SyncStart,
     TreeSubtype,
+    Update,
     UpdateComplete,
     VerifyRequest,
     decode,
     encode_change,
+    encode_entry,
 )
 from pvecfs.store.errors import StoreError
 from pvecfs.store.memory import MemoryStore
@@ -486,6 +488,30 @@ class Proposing(ServiceCase):
         self.assertEqual([type(m) for m in self.sent()], [UpdateComplete, Normal, Normal])
         self.deliver()
         self.assertEqual(self.outcomes.got, [("f", 0), ("again", -EEXIST)])
+
+    def test_a_synchronisation_puts_another_file_at_the_path(self) -> None:
+        """What was meant for the file that was there is not done to the new one."""
+        mine = BASE.apply(Create(b"d/f"), 2, 7).tree
+        theirs = BASE.apply(Create(b"e"), 3, 8).tree.apply(Create(b"d/f"), 3, 8).tree
+        for tree, outcome in (theirs, -ENOENT), (mine.apply(Create(b"e"), 3, 8).tree, 1):
+            self.setUp()
+            self.replica.reset(mine)
+            self.ledger.newest = mine
+            self.enter(ME, OTHER)
+            self.proposer.propose(Write(b"d/f", b"x"), self.outcomes("write"))
+            self.deliver()
+            epoch = self.machine.epoch
+            self.service.message_delivered(OTHER, State(1, 1, epoch, tree.index()).encode())
+            for entry in tree.entries():
+                if mine.entry(entry.inode) != entry:
+                    self.service.message_delivered(OTHER, Update(1, 1, epoch, encode_entry(entry)).encode())
+            self.service.message_delivered(OTHER, UpdateComplete(1, 1, epoch).encode())
+            self.assertIs(self.machine.mode, Mode.SYNCED)
+            self.deliver()
+            self.assertEqual(self.outcomes.got, [("write", outcome)])
+            there = self.ledger.newest.lookup(b"d/f")
+            assert there is not None
+            self.assertEqual(there.data, b"x" if outcome > 0 else b"")
 
     def test_a_synchronisation_that_takes_too_long(self) -> None:
         self.proposer._operation_timeout = 2.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from errno import EACCES, EBUSY, EINVAL, EIO
+from errno import EACCES, EBUSY, EINVAL, EIO, ENOENT
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from twisted.application.service import Service
@@ -45,7 +45,7 @@ from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import LockPayload, TreeSubtype, encode_change
 from pvecfs.tree.admission import Limits, admit
-from pvecfs.tree.changes import Change, Rename
+from pvecfs.tree.changes import Change, Rename, SetMtime, Write
 from pvecfs.tree.errors import OperationError
 from pvecfs.tree.locks import release_asked
 from pvecfs.tree.tree import Tree
@@ -468,15 +468,19 @@ def _members(members: Sequence[object]) -> tuple[Member, ...]:
 
 
 class _Proposal:
-    """A change that someone waits for."""
+    """A change that someone waits for.
 
-    __slots__ = ("acknowledge", "by_mount", "change", "deadline")
+    @ivar inode: of the entry that a held change is meant for; C{None}: whatever has the path.
+    """
+
+    __slots__ = ("acknowledge", "by_mount", "change", "deadline", "inode")
 
     def __init__(self, change: Change, acknowledge: Acknowledge, by_mount: bool, deadline: float) -> None:
         self.change = change
         self.acknowledge = acknowledge
         self.by_mount = by_mount
         self.deadline = deadline
+        self.inode: int | None = None
 
 
 @implementer(IProposer, ILedgerListener, IQuorumListener)
@@ -533,11 +537,17 @@ class ClusterProposer:
         if self._service.machine.mode is Mode.SYNCED and not self._held:
             self._submit(proposal)
         else:
+            if isinstance(change, Write | SetMtime):  # of an entry, not of a name
+                proposal.inode = self._inode_at(change.path)
             self._held.append(proposal)
         self._watch_time()
 
     def synchronise(self, acknowledge: Acknowledge) -> None:
         self._ledger.synchronise(acknowledge)
+
+    def _inode_at(self, path: bytes) -> int | None:
+        entry = self._replica.tree.lookup(path)
+        return None if entry is None else entry.inode
 
     def _admitted(self, change: Change) -> Change:
         if b"\0" in change.path or (isinstance(change, Rename) and b"\0" in change.to):
@@ -576,6 +586,8 @@ class ClusterProposer:
         while self._held and self._service.machine.mode is Mode.SYNCED:
             proposal = self._held.popleft()
             try:
+                if proposal.inode is not None and self._inode_at(proposal.change.path) != proposal.inode:
+                    raise OperationError(ENOENT)  # the synchronisation has put another file there
                 proposal.change = self._admitted(proposal.change)
             except OperationError as refused:
                 self._ledger.settle(proposal.acknowledge, -(refused.errno or EINVAL))
