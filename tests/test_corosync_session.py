@@ -18,6 +18,7 @@ from zope.interface.verify import verifyObject
 
 from pvecfs.corosync.configuration import SETTLING_SECONDS, ClusterConfigConnection, read_configuration
 from pvecfs.corosync.group import (
+    AWAKE_SECONDS,
     BACKLOG_BYTES,
     REST_SECONDS,
     SEND_MARGIN,
@@ -287,7 +288,7 @@ class GroupTests(ConnectionCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_own_message_ends_gathering(self) -> None:
-        """While a message of our own is on its way everything is told at once."""
+        """While a message of our own is on its way, and for a while after it, everything is told at once."""
         session = self.open()
         self.library.events.append(message(b"1", sender=2))
         session.doRead()
@@ -297,6 +298,13 @@ class GroupTests(ConnectionCase):
         session.doRead()
         self.assertIn(session, self.reactor.readers)
         self.library.events.append([Delivered((7, os.getpid()), b"own")])
+        session.doRead()
+        self.reactor.advance(AWAKE_SECONDS / 2)
+        self.library.events.append(message(b"3", sender=2))
+        session.doRead()
+        self.assertIn(session, self.reactor.readers)
+        self.reactor.advance(AWAKE_SECONDS / 2)
+        self.library.events.append(message(b"4", sender=2))
         session.doRead()
         self.assertNotIn(session, self.reactor.readers)
 

@@ -180,8 +180,7 @@ class GroupConnection:
     def _readable(self) -> None:
         session, library = self._session, self._load()
         assert session is not None
-        now = time.monotonic()
-        deadline = now + BATCH_SECONDS
+        deadline = time.monotonic() + BATCH_SECONDS
         unheard = self._unheard
         # What is left at the deadline keeps the descriptor readable: there is one byte in the socket for each event.
         while (events := library.dispatch(session.handle)) is not None:
@@ -194,8 +193,8 @@ class GroupConnection:
                 return
             if not session.pending:
                 if self._unheard < unheard:
-                    self._awake_until = now + AWAKE_SECONDS
-                elif self._unheard <= 0 and now > self._awake_until:
+                    self._awake_until = self._reactor.seconds() + AWAKE_SECONDS
+                elif self._unheard <= 0 and self._reactor.seconds() >= self._awake_until:
                     session.rest(REST_SECONDS)
                 return
 
