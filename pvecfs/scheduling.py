@@ -83,11 +83,12 @@ class Linux:
         return os.access(f"/proc/self/task/{thread}", os.F_OK)
 
     def schedule(self, thread: int, real_time: bool) -> None:
-        policy, priority = os.SCHED_OTHER, 0
         if real_time:
-            policy, priority = os.SCHED_RR, os.sched_get_priority_max(os.SCHED_RR)
-        # The flag stays when the priority goes: to take it away is a privilege, which may have been lost by then.
-        os.sched_setscheduler(thread, policy | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+            policy, priority = os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_get_priority_max(os.SCHED_RR)
+        else:
+            # The flag stays: to take it away is a privilege, which may have been lost by then.
+            policy, priority = os.SCHED_OTHER | os.sched_getscheduler(thread) & os.SCHED_RESET_ON_FORK, 0
+        os.sched_setscheduler(thread, policy, os.sched_param(priority))
 
     def limits(self) -> Limits:
         return resource.getrlimit(resource.RLIMIT_RTTIME)

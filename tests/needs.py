@@ -50,3 +50,13 @@ def needs_libqb() -> Callable[[T], T]:
 
 def needs_gcc() -> Callable[[T], T]:
     return _needs(None if shutil.which("gcc") is not None else "needs gcc, to compile a library for the test")
+
+
+def needs_realtime() -> Callable[[T], T]:
+    """SCHED_RR: CAP_SYS_NICE, and where control groups have shares of real-time (RT_GROUP_SCHED), one for this."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except OSError as error:
+        return _needs(f"needs real-time priority: {error.strerror}")
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return _needs(None)

@@ -31,6 +31,7 @@ OPTIONS = [
     "group",
     "ipc-name",
     "no-ipc",
+    "no-realtime",
     "rrd-dir",
     "rrdcached-socket",
     "max-size",
