@@ -7,8 +7,9 @@ take turns.
 
 A daemon that computes for long must not keep others off the processor. So the kernel watches (RLIMIT_RTTIME, see
 setrlimit(2)): a thread that computes for L{LONGEST_TURN} without waiting for anything has SIGXCPU sent to the process.
-Then all threads go back to normal priority, for L{PAUSE}. Python takes a signal between two of its instructions: one
-call of C that is longer than that is not cut short, but for that too corosync waits 0.1 s at most.
+Then all threads go back to normal priority, for L{PAUSE}. Python takes a signal on the main thread, between two of its
+instructions: that can be later, after a long call of C, or when another thread has the only processor (0.1 to 0.2 s).
+Until then corosync waits 0.1 s at most for its turn.
 
 What a raised thread starts, threads and processes, has normal priority (SCHED_RESET_ON_FORK). Child processes inherit
 the limit, which means nothing to them unless they give themselves real-time priority.
