@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 from errno import EACCES, EEXIST, EINVAL, ENOENT
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from pvecfs.replica.application import GroupApplication, Resync
+from pvecfs.replica.application import GroupApplication, Resync, UpdateReceiver
 from pvecfs.replica.dcdb import TreeReplica
 from pvecfs.replica.effects import ClusterConfChanged, Commit, Effect, Level, Log, Send, Settle
 from pvecfs.replica.machine import Mode
@@ -30,7 +31,9 @@ from pvecfs.replica.messages import (
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
 from pvecfs.tree.errors import MalformedMessage
+from pvecfs.tree.index import HEADER, ITEM, LastIndex
 from pvecfs.tree.locks import LockClocks
+from pvecfs.tree.replacement import Replacement
 from pvecfs.tree.tree import Tree
 from tests.bus import Bus, Node
 
@@ -46,6 +49,11 @@ def grown(tree: Tree, *changes: Change, writer: int = 1, mtime: int = 10) -> Tre
 
 
 BASE = grown(Tree.new(1), Mkdir(b"priv"), Mkdir(b"priv/lock"), Mkdir(b"d"), Create(b"f"), Write(b"f", b"text"))
+
+
+def from_nothing(tree: Tree) -> bytes:
+    """The index of C{tree}, from its entries alone."""
+    return LastIndex.of(tree.root, {entry.inode: entry for entry in tree.entries() if entry.inode}).encoded
 
 
 class ReplicaCase(SynchronousTestCase):
@@ -240,7 +248,8 @@ class Synchronisation(ReplicaCase):
     def test_equal(self) -> None:
         verdict = self.replica.states_collected(self.states(BASE, BASE), A, NOW)
         self.assertEqual((verdict.leader, verdict.synced), (A, {A, B}))
-        self.assertEqual(verdict.updates, [])  # only UPDATE_COMPLETE
+        assert verdict.updates is not None
+        self.assertEqual(list(verdict.updates), [])  # only UPDATE_COMPLETE
 
     def test_updates_of_the_leader(self) -> None:
         newer = grown(BASE, Write(b"f", b"other"), Create(b"n"), Delete(b"d"))
@@ -260,9 +269,21 @@ class Synchronisation(ReplicaCase):
         for bad in (b"", good[:31], good[:-1], good + b"\0", good[:32]):
             self.assertRaises(MalformedMessage, self.replica.states_collected, {A: good, B: bad}, A, NOW)
 
-    def sync_to(self, newer: Tree, updates: list[Entry]) -> Sequence[Effect]:
-        self.replica.states_collected(self.states(newer, BASE), B, NOW)
-        return self.replica.commit([encode_entry(entry) for entry in updates], NOW)
+    def receiver(self, leader: bytes, own: Tree = BASE) -> UpdateReceiver:
+        verdict = self.replica.states_collected({A: leader, B: own.index()}, B, NOW)
+        assert verdict.receiver is not None
+        return verdict.receiver
+
+    def sync_to(
+        self, newer: Tree | bytes, updates: Iterable[Entry], own: Tree = BASE, now: Instant = NOW
+    ) -> Sequence[Effect]:
+        receiver = self.receiver(newer if isinstance(newer, bytes) else newer.index(), own)
+        for entry in updates:
+            receiver.receive(encode_entry(entry))
+        effects = receiver.commit(now)
+        tree = self.replica.tree
+        self.assertEqual(tree.index(), from_nothing(tree))
+        return effects
 
     def test_commit(self) -> None:
         newer = grown(BASE, Write(b"f", b"other"), Create(b"n"), Delete(b"d"))
@@ -288,18 +309,128 @@ class Synchronisation(ReplicaCase):
         self.assertIs(self.replica.tree.lookup(b"d"), BASE.lookup(b"d"))
         self.assertEqual(self.replica.tree.index(), newer.index())
 
-    def test_updates_are_decoded_as_they_come(self) -> None:
-        newer = grown(BASE, Write(b"f", b"other"), Create(b"n"))
-        updates = [encode_entry(entry) for entry in newer.entries()]
-        for checked in (updates, updates[::2]):
+    def test_any_order(self) -> None:
+        newer = grown(
+            BASE, Create(b"d/x"), Mkdir(b"e"), Mkdir(b"e/e"), Rename(b"d/x", b"e/e/x"), Create(b"g"),
+            Rename(b"f", b"h"), Rename(b"g", b"f"), Delete(b"d"), Create(b"d"),
+        )  # fmt: skip
+        entries = list(newer.entries())
+        for seed in range(50):
             self.replica.reset(BASE)
-            self.replica.state()
-            self.replica.states_collected(self.states(newer, BASE), B, NOW)
-            for update in checked:
-                self.replica.check_update(update)
-            self.replica.commit(updates, NOW)
+            self.sync_to(newer, random.Random(seed).sample(entries, len(entries)))
             self.assertEqual(self.replica.tree.index(), newer.index())
-        self.assertRaises(MalformedMessage, self.replica.check_update, b"x")
+            for path in (b"e/e/x", b"f", b"h", b"d"):
+                self.assertEqual(self.replica.tree.lookup(path), newer.lookup(path))
+            self.assertIsNone(self.replica.tree.lookup(b"g"))
+
+    def test_an_entry_that_comes_twice(self) -> None:
+        """The last one counts, as if the others had not come."""
+        newer = grown(BASE, Write(b"f", b"other"), Create(b"n"))
+        held, right = BASE.lookup(b"f"), newer.lookup(b"f")
+        assert held is not None and right is not None
+        wrong = Entry(right.inode, 77, 1, 1, 1, DT_DIR, b"..")
+        others = [newer.root, *(entry for entry in newer.entries() if entry.name == b"n")]
+        for series, good in (
+            ((wrong, right), True),
+            ((right, wrong), False),
+            ((held, right), True),
+            ((right, held), False),
+            ((right, held, right), True),
+        ):
+            self.replica.reset(BASE)
+            if good:
+                commit, _ = self.sync_to(newer, [*series, *others])
+                assert isinstance(commit, Commit)
+                self.assertEqual({entry.name for entry in commit.delta.stored}, {b"f", b"n"})
+                self.assertEqual(self.replica.tree.index(), newer.index())
+            else:
+                self.assertRaises(Resync, self.sync_to, newer, [*series, *others])
+                self.assertIs(self.replica.tree, BASE)
+
+    def test_entries_that_the_leader_does_not_have(self) -> None:
+        newer = grown(BASE, Write(b"f", b"other"), Delete(b"d"))
+        gone = BASE.lookup(b"d")
+        assert gone is not None
+        for entry in (gone, Entry(88, 0, 3, 1, 1, DT_REG, b"more")):
+            self.assertRaises(Resync, self.sync_to, newer, [*newer.entries(), entry])
+            self.assertIs(self.replica.tree, BASE)
+
+    def test_an_update_that_is_no_entry(self) -> None:
+        receiver = self.receiver(grown(BASE, Create(b"n")).index())
+        self.assertRaises(MalformedMessage, receiver.receive, b"x")
+
+    def test_the_root(self) -> None:
+        """Whatever else it says, its numbers count; and they have to be the leader's."""
+        newer = grown(BASE, Create(b"n"))
+        entries = [entry for entry in newer.entries() if entry.inode]
+        version, writer, mtime = newer.root.version, newer.root.writer, newer.root.mtime
+        self.sync_to(newer, [Entry(0, 5, version, writer, mtime, DT_REG, b"odd", b"data"), *entries])
+        self.assertEqual(self.replica.tree.index(), newer.index())
+        for root in ((version + 1, writer, mtime), (version, writer + 1, mtime), (version, writer, mtime + 1)):
+            self.replica.reset(BASE)
+            self.assertRaises(Resync, self.sync_to, newer, [Entry(0, 0, *root, DT_DIR, b""), *entries])
+            self.assertRaises(Resync, self.sync_to, newer, entries)
+            self.assertIs(self.replica.tree, BASE)
+
+    def test_indexes_that_no_tree_has(self) -> None:
+        newer = grown(BASE, Create(b"n"))
+        good = newer.index()
+        version, last, writer, mtime, size, total = HEADER.unpack_from(good)
+        items = good[HEADER.size :]
+        for header, body in (
+            ((version + 1, last, writer, mtime, size, total), items),
+            ((version, last + 1, writer, mtime, size, total), items),
+            ((version, last, writer + 1, mtime, size, total), items),
+            ((version, last, writer, mtime + 1, size, total), items),
+            ((version, last, writer, mtime, size - 1, total - ITEM.size), items[ITEM.size :]),
+            ((version, last, writer, mtime, 0, HEADER.size), b""),
+        ):
+            self.assertRaises(Resync, self.sync_to, HEADER.pack(*header) + body, newer.entries())
+            self.assertIs(self.replica.tree, BASE)
+
+    def test_the_tree_is_taken_back_meanwhile(self) -> None:
+        newer = grown(BASE, Create(b"n"))
+        receiver = self.receiver(newer.index())
+        for entry in newer.entries():
+            receiver.receive(encode_entry(entry))
+        older = grown(Tree.new(1), Mkdir(b"d"))
+        self.replica.reset(older)
+        self.assertRaises(Resync, receiver.commit, NOW)
+        self.assertIs(self.replica.tree, older)
+
+    def test_a_synchronisation_that_ends_early_leaves_nothing(self) -> None:
+        newer, other = grown(BASE, Create(b"n"), Write(b"f", b"other")), grown(BASE, Create(b"o"))
+        before = (BASE.index(), list(BASE.entries()), BASE.children(0))
+        receiver = self.receiver(newer.index())
+        for entry in newer.entries():
+            receiver.receive(encode_entry(entry))
+        del receiver
+        self.assertIs(self.replica.tree, BASE)
+        self.assertEqual((from_nothing(BASE), list(BASE.entries()), BASE.children(0)), before)
+        self.sync_to(other, [entry for entry in other.entries() if entry not in list(BASE.entries())])
+        self.assertEqual(self.replica.tree.index(), other.index())
+
+    def test_the_commit_has_little_left(self) -> None:
+        """No entry is looked at in the end, nor is any index made: others wait for that."""
+        newer = grown(BASE, *(Create(b"d/%d" % i) for i in range(50)))
+        receiver = self.receiver(newer.index())
+        for entry in newer.entries():
+            receiver.receive(encode_entry(entry))
+        records = 0
+        record = Entry.record
+
+        def counted(entry: Entry) -> bytes:
+            nonlocal records
+            records += 1
+            return record(entry)
+
+        self.patch(Entry, "record", counted)
+        self.patch(Replacement, "put", None)
+        self.patch(LastIndex, "of", None)
+        self.patch(LastIndex, "touch", None)
+        receiver.commit(NOW)
+        self.assertEqual(records, 1, "the root's")
+        self.assertEqual(self.replica.tree.index(), newer.index())
 
     def test_commit_that_misses_something(self) -> None:
         newer = grown(BASE, Create(b"n"))
@@ -347,9 +478,8 @@ class Synchronisation(ReplicaCase):
         newer = grown(tree, Create(b"n"))
         entry, lock = newer.lookup(b"n"), newer.lookup(LOCK)
         assert entry is not None and lock is not None
-        self.replica.states_collected(self.states(newer, tree), B, NOW)
         later = Instant(0, NOW.monotonic + 100)
-        self.replica.commit([encode_entry(newer.root), encode_entry(entry)], later)
+        self.sync_to(newer, [newer.root, entry], tree, later)
         payload = LockPayload(lock.lock_checksum(), LOCK).encode()
         last = Instant(0, NOW.monotonic + 121)
         self.assertEqual(len(self.deliver((7, payload), A, lowest=True, now=last)), 1)

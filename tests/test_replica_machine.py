@@ -53,17 +53,9 @@ class Notebook:
 
     def states_collected(self, states: Mapping[Member, bytes], own: Member, now: Instant) -> Verdict:
         self.told.append("states of " + " ".join(map(str, states)))
-        return Verdict(self.leader, self.synced, self.updates if own == self.leader else None, [Send(5, b"keys")])
-
-    def commit(self, updates: Sequence[bytes], now: Instant) -> Sequence[Effect]:
-        if self.commit_error is not None:
-            raise self.commit_error
-        self.told.append(f"commit {b' '.join(updates).decode()}")
-        return ()
-
-    def check_update(self, payload: bytes) -> None:
-        if payload == b"bad":
-            raise MalformedMessage("a bad entry")
+        updates = self.updates if own == self.leader else None
+        receiver = None if own in self.synced else NotebookReceiver(self)
+        return Verdict(self.leader, self.synced, updates, [Send(5, b"keys")], receiver)
 
     def deliver(self, message: Normal, sender: Member, own: bool, lowest: bool, now: Instant) -> Sequence[Effect]:
         if message.payload == b"resync":
@@ -85,6 +77,25 @@ class Notebook:
 
     def checksum(self) -> bytes:
         return self.digest
+
+
+class NotebookReceiver:
+    """Writes into its notebook what was received, when it is committed."""
+
+    def __init__(self, notebook: Notebook) -> None:
+        self._notebook = notebook
+        self._updates: list[bytes] = []
+
+    def receive(self, payload: bytes) -> None:
+        if payload == b"bad":
+            raise MalformedMessage("a bad entry")
+        self._updates.append(payload)
+
+    def commit(self, now: Instant) -> Sequence[Effect]:
+        if self._notebook.commit_error is not None:
+            raise self._notebook.commit_error
+        self._notebook.told.append(f"commit {b' '.join(self._updates).decode()}")
+        return ()
 
 
 def application(notebook: Notebook) -> GroupApplication:
@@ -493,6 +504,26 @@ class Updating(MachineCase):
     def test_bad_update(self) -> None:
         self.update(b"bad")
         self.assert_leaves(says="bad entry")
+
+    def test_nothing_stays_of_a_synchronisation_that_ends_early(self) -> None:
+        for end in (
+            lambda: self.update(b"bad"),
+            lambda: self.members(A, B),
+            lambda: self.give(A, SyncStart(VERSION, 5, Epoch(99, 9, 1, 100)).encode()),
+            self.complete,
+        ):
+            self.setUp()
+            self.update(b"u1")
+            self.assertIsNotNone(self.machine._receiver)
+            end()
+            self.assertIsNone(self.machine._receiver)
+
+    def test_a_second_synchronisation_begins_with_nothing(self) -> None:
+        self.update(b"u1")
+        self.to_update()
+        self.update(b"u2")
+        self.complete()
+        self.assertEqual(self.notebook.told[-2:], ["commit u2", "synced"])
 
     def test_failed_commit(self) -> None:
         self.notebook.commit_error = Resync("not the leader's", 20.0, critical=True)

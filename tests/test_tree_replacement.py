@@ -79,6 +79,7 @@ class Reference:
             if entry.inode == ROOT_INODE:
                 raise TreeDefect(f"a root among the entries: parent {entry.parent}, name {entry.name!r}")
             rows[entry.inode] = entry
+        rows = dict(sorted(rows.items()))
         children, defects = connect(rows)
         if defects:
             raise TreeDefect(str(min(defects, key=lambda defect: defect.entry.inode)))
@@ -187,6 +188,36 @@ class ReplacedTests(SynchronousTestCase):
             present = {entry.inode: entry for entry in tree.entries() if entry.inode}
         self.assertGreater(len(tree), 1000)
 
+    def test_entries_that_are_put_more_than_once(self) -> None:
+        """The last one counts, whatever the earlier ones were."""
+        dice = random.Random(11)
+
+        def entry(names: Sequence[bytes] = NAMES[:4]) -> Entry:
+            kind = dice.choice((DT_DIR, DT_REG))
+            name = dice.choice(names) if dice.random() < 0.97 else b"."
+            return Entry(dice.randrange(1, 9), dice.randrange(9), dice.randrange(9), 1, 5, kind, name)
+
+        sound_ones = 0
+        for _ in range(6000):
+            tree = sound([entry() for _ in range(9)])
+            held = [entry for entry in tree.entries() if entry.inode]
+            deleted = [dice.randrange(9) for _ in range(dice.choice((0, 1, 2)))]
+            series = [dice.choice(held) if held and dice.random() < 0.6 else entry() for _ in range(dice.randrange(9))]
+            if dice.random() < 0.5:
+                series += dice.sample(held, len(held))
+            try:
+                expected = Reference(tree, deleted, series)
+            except TreeDefect as defect:
+                self.assertEqual(str(self.assertRaises(TreeDefect, tree.replaced, deleted, series, None)), str(defect))
+                continue
+            sound_ones += 1
+            after = tree.replaced(deleted, series, None)
+            self.assertEqual(dict(after._entries), expected.entries)
+            self.assertEqual(dict(after._children), expected.children)
+            self.assertEqual(after.total_bytes, expected.total_bytes)
+            self.assertEqual(after.index(), index_of(after))
+        self.assertGreater(sound_ones, 1000)
+
     def test_ring(self) -> None:
         """Directories in a ring are no defect, whichever way they come about."""
         tree = sound([Entry(4, 0, 1, 1, 5, DT_DIR, b"a"), Entry(5, 4, 1, 1, 5, DT_DIR, b"b")])
@@ -281,6 +312,13 @@ class DifferenceTests(SynchronousTestCase):
     def test_small_parts(self, part: int, ours: dict[int, int], theirs: dict[int, int]) -> None:
         self.patch(index_module, "_PART", part)
         self.compare(ours, theirs)
+
+    def test_items(self) -> None:
+        some = index({0: 1, 5: 2, 9: 3})
+        self.assertEqual(len(some), 3)
+        self.assertEqual([some.item(inode)[8:10] for inode in (0, 5, 9)], [b"1\0", b"2\0", b"3\0"])
+        self.assertEqual([some.item(inode) for inode in (1, 8, 10, 2**64 - 1)], [b""] * 4)
+        self.assertEqual(index({}).item(0), b"")
 
     def test_any_byte_order(self) -> None:
         items = b"".join(struct.pack("<Q32s", inode, b"digest") for inode in (0, 1, 2**64 - 1))

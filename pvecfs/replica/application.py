@@ -34,6 +34,27 @@ class Resync(Exception):
         self.critical = critical
 
 
+class UpdateReceiver(Protocol):
+    """Takes the leader's updates in one synchronisation. If that ends early it is dropped, and nothing has happened.
+
+    Both methods may raise what those of L{GroupApplication} may.
+    """
+
+    def receive(self, payload: bytes) -> None:
+        """C{payload} of an UPDATE message, in order. It shall do now what L{commit} would otherwise do for all at
+        once: other work waits for that.
+
+        @raise MalformedMessage: it is none.
+        """
+
+    def commit(self, now: Instant) -> Sequence[Effect]:
+        """The leader has sent everything. Called once, and last.
+
+        After this our data is the leader's as of its state; the queued messages follow through
+        L{GroupApplication.deliver}.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What an application makes of the collected states.
@@ -43,12 +64,14 @@ class Verdict:
     @ivar updates: C{None}: we send no updates. Otherwise the payloads of the UPDATE messages to multicast, after which
         the machine multicasts UPDATE_COMPLETE.
     @ivar effects: to carry out before the mode changes.
+    @ivar receiver: of the leader's updates, unless we are synced.
     """
 
     leader: Member
     synced: frozenset[Member]
     updates: Iterable[bytes] | None = None
     effects: Sequence[Effect] = ()
+    receiver: UpdateReceiver | None = None
 
 
 class GroupApplication(Protocol):
@@ -76,16 +99,6 @@ class GroupApplication(Protocol):
 
     def states_collected(self, states: Mapping[Member, bytes], own: Member, now: Instant) -> Verdict:
         """All members' states are there, our own among them. C{states} is in (node id, pid) order."""
-
-    def commit(self, updates: Sequence[bytes], now: Instant) -> Sequence[Effect]:
-        """We were not synced, and the leader has sent everything: C{updates} are the UPDATE payloads, in order.
-
-        After this our data is the leader's as of its state; the queued messages follow through L{deliver}.
-        """
-
-    def check_update(self, payload: bytes) -> None:
-        """An UPDATE payload came in: raise L{pvecfs.tree.errors.MalformedMessage} if it is none. It is given to
-        L{commit} later."""
 
     def deliver(self, message: Normal, sender: Member, own: bool, lowest: bool, now: Instant) -> Sequence[Effect]:
         """C{message} is next in the group's order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from errno import EACCES, EINVAL, ENOENT
 
 from pvecfs.replica.application import Resync, Verdict
@@ -44,9 +44,6 @@ class TreeReplica:
         self.outdated: Callable[[], bool] = lambda: False
         self._locks = locks
         self._locks_met = False
-        self._leader_state = b""
-        self._surplus: Sequence[int] = ()
-        self._checked: dict[bytes, Entry] = {}
         self._failed_commits = 0
 
     def reset(self, tree: Tree) -> None:
@@ -57,7 +54,6 @@ class TreeReplica:
 
     def state(self) -> bytes:
         """The index of the newest tree."""
-        self._checked = {}
         return self.tree.index()
 
     def states_collected(self, states: Mapping[Member, bytes], own: Member, now: Instant) -> Verdict:
@@ -86,63 +82,28 @@ class TreeReplica:
         synced = frozenset(member for member, index in indexes.items() if index is best)
         if leader == own:
             return Verdict(leader, synced, self._updates(best, [index for _, index in distinct]))
-        if own not in synced:
-            self._leader_state = states[leader]
-            self._surplus = indexes[own].surplus(best)
-        return Verdict(leader, synced)
+        if own in synced:
+            return Verdict(leader, synced)
+        return Verdict(leader, synced, receiver=TreeReceiver(self, best, indexes[own]))
 
-    def _updates(self, own: Index, indexes: Sequence[Index]) -> list[bytes]:
+    def _updates(self, own: Index, indexes: Sequence[Index]) -> Iterator[bytes]:
         """Every entry that another member lacks or has otherwise, once."""
         inodes: set[int] = set()
         for index in indexes:
             if index is not own:
                 inodes.update(own.differing(index))
         entries = (self.tree.entry(inode) for inode in sorted(inodes))
-        return [encode_entry(entry) for entry in entries if entry is not None]
+        return (encode_entry(entry) for entry in entries if entry is not None)
 
-    def check_update(self, payload: bytes) -> None:
-        """Do now, for one entry, what the commit would otherwise have to do for all at once.
-
-        @raise MalformedMessage: C{payload} is no entry.
-        """
-        self._checked[payload] = entry = decode_entry(payload)
-        entry.record()
-
-    def commit(self, updates: Sequence[bytes], now: Instant) -> Sequence[Effect]:
-        """Become what the leader's index says.
-
-        @raise Resync: the result is not the leader's tree; each time in a row with a longer delay.
-        """
-        checked, self._checked = self._checked, {}
-        root = None
-        sent: dict[int, Entry] = {}
-        for payload in updates:
-            entry = checked.get(payload) or decode_entry(payload)
-            if entry.inode == ROOT_INODE:
-                root = entry
-            else:
-                sent[entry.inode] = entry
-        deleted = tuple(inode for inode in self._surplus if inode not in sent)
-        # What another member lacks, we may have.
-        held = self.tree.entry
-        updated = {inode: entry for inode, entry in sent.items() if (old := held(inode)) is None or old != entry}
-        try:
-            tree = self.tree.replaced(deleted, updated.values(), root)
-        except TreeDefect as defect:
-            raise self._failed(f"the leader's updates make no tree: {defect}") from None
-        if tree.index() != self._leader_state:
-            raise self._failed("after the leader's updates our tree is not the leader's")
+    def synchronised(self, tree: Tree, now: Instant) -> None:
+        """C{tree} is what the leader's updates have made of the newest one."""
         self._failed_commits = 0
         self.tree = tree
         self._locks.resynchronised(tree, now.monotonic)
         self._locks_met = True
-        return (
-            Commit(Delta(tree, tuple(updated.values()), deleted, synchronised=True)),
-            *(Log(Level.CRITICAL, str(duplicate)) for duplicate in tree.vms.duplicates),
-            ClusterConfChanged(own=False),
-        )
 
-    def _failed(self, reason: str) -> Resync:
+    def not_synchronised(self, reason: str) -> Resync:
+        """The leader's updates do not make the leader's tree: what to raise, each time in a row with a longer delay."""
         delay = min(_FIRST_DELAY * 2.0**self._failed_commits, _LONGEST_DELAY)
         self._failed_commits = min(self._failed_commits + 1, 16)
         return Resync(reason, delay, critical=True)
@@ -214,6 +175,73 @@ class TreeReplica:
         if deletion is None:
             return () if count is None else (Settle(count, 0),)
         return self._apply(deletion, sender.node_id, message.time, count, now)
+
+
+class TreeReceiver:
+    """The leader's updates on their way into the tree. Implements L{pvecfs.replica.application.UpdateReceiver}.
+
+    Each entry is compared with the leader's index and put into the maps of the next tree as it comes. All of that in
+    the end would hold everything else up, a hundred thousand entries for half a second.
+    """
+
+    def __init__(self, replica: TreeReplica, leader: Index, own: Index) -> None:
+        """@param leader: the leader's index.
+        @param own: the index of our newest tree.
+        """
+        self._replica = replica
+        self._leader = leader
+        self._before = replica.tree
+        self._deleted = tuple(own.surplus(leader))
+        self._replacement = self._before.replacement(self._deleted)
+        self._changed: dict[int, Entry] = {}
+        self._root: Entry | None = None
+        # Inodes of entries, not the root, that are not the leader's yet.
+        self._wrong = set(leader.differing(own)) - {ROOT_INODE}
+
+    def receive(self, payload: bytes) -> None:
+        """The next entry.
+
+        @raise MalformedMessage: C{payload} is none.
+        """
+        entry = decode_entry(payload)
+        inode = entry.inode
+        if inode == ROOT_INODE:
+            self._root = entry
+            return
+        if entry.record() == self._leader.item(inode):
+            self._wrong.discard(inode)
+        else:
+            self._wrong.add(inode)
+        held = self._before.entry(inode)
+        if held is not None and held == entry:  # another member lacked it
+            entry = held
+            self._changed.pop(inode, None)
+        else:
+            self._changed[inode] = entry
+        self._replacement.put(entry)
+
+    def commit(self, now: Instant) -> Sequence[Effect]:
+        """Become what the leader's index says.
+
+        @raise Resync: the result is not the leader's tree.
+        """
+        if self._replica.tree is not self._before:
+            raise Resync("our tree was taken back in the middle of a synchronisation")
+        leader = self._leader
+        try:
+            tree = self._before.succeeded(self._replacement, self._root, leader.items or None)
+        except TreeDefect as defect:
+            raise self._replica.not_synchronised(f"the leader's updates make no tree: {defect}") from None
+        # Of as many entries as the leader has, none is another than the leader's: so these are all.
+        same = not self._wrong and len(tree) == len(leader) and tree.root.record() == leader.item(ROOT_INODE)
+        if not same or tree.index() != leader.encode():
+            raise self._replica.not_synchronised("after the leader's updates our tree is not the leader's")
+        self._replica.synchronised(tree, now)
+        return (
+            Commit(Delta(tree, tuple(self._changed.values()), self._deleted, synchronised=True)),
+            *(Log(Level.CRITICAL, str(duplicate)) for duplicate in tree.vms.duplicates),
+            ClusterConfChanged(own=False),
+        )
 
 
 def _touches_cluster_conf(change: Change) -> bool:

@@ -220,12 +220,6 @@ class StatusReplica:
         effects.append(self._publish())
         return Verdict(leader=next(iter(states)), synced=frozenset(states), effects=effects)
 
-    def commit(self, updates: Sequence[bytes], now: Instant) -> Sequence[Effect]:
-        return ()  # never: every member is synced when the states are there
-
-    def check_update(self, payload: bytes) -> None:
-        raise MalformedMessage("the status group has no UPDATE messages")
-
     def deliver(self, message: Normal, sender: Member, own: bool, lowest: bool, now: Instant) -> Sequence[Effect]:
         if own:
             self._learn_node_id(sender)

@@ -14,7 +14,7 @@ from enum import Enum
 from operator import itemgetter
 from typing import NamedTuple
 
-from pvecfs.replica.application import GroupApplication, Resync
+from pvecfs.replica.application import GroupApplication, Resync, UpdateReceiver
 from pvecfs.replica.effects import Effect, FailWaiting, Halt, Leave, Level, Log, Multicast, Send, Weight
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import (
@@ -107,7 +107,7 @@ class GroupMachine:
         self._lowest = False
         self._leader: Member | None = None
         self._states: dict[Member, bytes] = {}
-        self._updates: list[bytes] = []
+        self._receiver: UpdateReceiver | None = None  # in UPDATE only
         self._queue: list[_Queued] = []
         self._sync_queue: list[_Queued] = []
         self._quorum_nodes: frozenset[int] = frozenset()
@@ -360,7 +360,7 @@ class GroupMachine:
 
     def _forget_synchronisation(self) -> None:
         self._sync_queue = []
-        self._updates = []
+        self._receiver = None
         self._states = {}
         self._leader = None
 
@@ -530,7 +530,8 @@ class GroupMachine:
         self.synced = verdict.synced.intersection(self.members)
         if verdict.updates is not None:
             wall = now.wall & U32
-            out += [Multicast(Update(self._version, wall, self.epoch, update).encode()) for update in verdict.updates]
+            head = Update(self._version, wall, self.epoch, b"").encode()
+            out += [Multicast(head + update) for update in verdict.updates]
             out.append(Multicast(UpdateComplete(self._version, wall, self.epoch).encode(), Weight.CRITICAL))
         self._extend(out, verdict.effects, now)
         if self.own in self.synced:
@@ -538,6 +539,7 @@ class GroupMachine:
             self._deliver_queue(now, out)
         else:
             self._enter(Mode.UPDATE)
+            self._receiver = verdict.receiver
             out.append(Log(Level.INFO, f"waiting for updates from leader {verdict.leader}"))
             queue, self._queue = self._queue, []
             for queued in queue:
@@ -546,14 +548,14 @@ class GroupMachine:
                 elif queued.sender in self.members:
                     self._queue.append(queued)
 
-    def _keep_update(self, sender: Member, data: bytes, now: Instant, out: list[Effect]) -> None:
-        payload = data[STATE_HEAD_SIZE:]
-        self._application.check_update(payload)
-        self._updates.append(payload)
+    def _receive_update(self, sender: Member, data: bytes, now: Instant, out: list[Effect]) -> None:
+        assert self._receiver is not None
+        self._receiver.receive(data[STATE_HEAD_SIZE:])
 
     def _commit_updates(self, sender: Member, data: bytes, now: Instant, out: list[Effect]) -> None:
-        updates, self._updates = self._updates, []
-        self._extend(out, self._application.commit(updates, now), now)
+        receiver, self._receiver = self._receiver, None
+        assert receiver is not None
+        self._extend(out, receiver.commit(now), now)
         sync_queue, self._sync_queue = self._sync_queue, []
         self.synced = frozenset(self.members)
         self._become_synced("update complete, all data is up to date", now, out)
@@ -603,7 +605,7 @@ _TRANSITIONS: dict[Mode, dict[int, _Transition]] = {
         MessageType.VERIFY: GroupMachine._ignore,
     },
     Mode.UPDATE: {
-        MessageType.UPDATE: GroupMachine._keep_update,
+        MessageType.UPDATE: GroupMachine._receive_update,
         MessageType.UPDATE_COMPLETE: GroupMachine._commit_updates,
         MessageType.VERIFY_REQUEST: GroupMachine._ignore,
         MessageType.VERIFY: GroupMachine._ignore,

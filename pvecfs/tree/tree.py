@@ -15,12 +15,11 @@ from immutables import Map
 
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.counters import Counters
-from pvecfs.tree.defects import connect
 from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry
 from pvecfs.tree.errors import OperationError, TreeDefect
 from pvecfs.tree.index import LastIndex
 from pvecfs.tree.paths import Names, VmConfig, is_bad_component, is_below_locks, is_lock, join, split, vm_config_at
-from pvecfs.tree.replacement import NOTHING, Children, replace
+from pvecfs.tree.replacement import NOTHING, Children, Replacement
 from pvecfs.tree.vmlist import VmList, find_configs
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -116,7 +115,7 @@ class Tree:
                 raise TreeDefect(f"a second entry of inode {entry.inode}, parent {entry.parent}, name {entry.name!r}")
             rows[entry.inode] = entry
         nothing = cls(root, Map(), Map({ROOT_INODE: NOTHING}), VmList(), Counters(), 0)
-        tree = nothing._succeeded((), rows, root)
+        tree = nothing.replaced((), rows.values(), root)
         if tree.vms.duplicates:
             duplicate = tree.vms.duplicates[0]
             other = rows[duplicate.unlisted.inode]
@@ -131,31 +130,43 @@ class Tree:
 
         @raise TreeDefect: the result is no tree.
         """
-        rows: dict[int, Entry] = {}
+        replacement = self.replacement(deleted)
         for entry in updated:
             if entry.inode == ROOT_INODE:
                 raise TreeDefect(f"a root among the entries: parent {entry.parent}, name {entry.name!r}")
-            rows[entry.inode] = entry
-        return self._succeeded(deleted, rows, self.root if root is None else root)
+            replacement.put(entry)
+        return self.succeeded(replacement, root)
 
-    def _succeeded(self, deleted: Iterable[int], updated: dict[int, Entry], root: Entry) -> Tree:
+    def replacement(self, deleted: Iterable[int]) -> Replacement:
+        """Begin what L{replaced} does at once: C{put} the entries into this, in any order, then call L{succeeded}."""
+        return Replacement(self._entries, self._children, deleted)
+
+    def succeeded(self, replacement: Replacement, root: Entry | None, items: bytes | None = None) -> Tree:
+        """End what L{replacement} of this tree began, see L{replaced}. Once only.
+
+        @param items: L{Entry.record} of all entries of the result, by ascending inode, if the caller knows them: its
+            index does not have to be made then.
+        @raise TreeDefect: the result is no tree.
+        """
+        if root is None:
+            root = self.root
         if not (0 <= root.version < 2**64 and 0 <= root.writer <= U32 and 0 <= root.mtime <= U32):
             raise TreeDefect(f"the root's numbers are out of range: {root!r}")
-        deleted = frozenset(deleted)
-        after = replace(self._entries, self._children, deleted, updated)
-        if after is None:
-            rows = {inode: entry for inode, entry in self._entries.items() if inode not in deleted} | updated
-            _, defects = connect(rows)
-            raise TreeDefect(str(min(defects, key=lambda defect: defect.entry.inode)))
+        after = replacement.finish()
+        root = _root(root.version, root.writer, root.mtime)
         last_index = self._last_index
+        if items is not None:
+            last_index = LastIndex(root, items)
+        elif last_index is not None:
+            last_index = last_index.touch(after.touched)
         return Tree(
-            _root(root.version, root.writer, root.mtime),
+            root,
             after.entries,
             after.children,
             self.vms.rebuilt(find_configs(after.entries, after.children)),
             self.counters.loaded(),
             self.total_bytes + after.grown,
-            None if last_index is None else last_index.touch(after.touched),
+            last_index,
         )
 
     def imported(self, path: bytes, data: bytes, mtime: int) -> Delta:

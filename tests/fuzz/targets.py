@@ -192,7 +192,7 @@ def _machine(status: bool, mode: Mode) -> GroupMachine:
 
 def _newer(tree: Tree) -> bytes:
     index = Index.decode(tree.index())
-    return Index(index.version + 1, index.last_inode, index.writer, index.mtime, index._items).encode()
+    return Index(index.version + 1, index.last_inode, index.writer, index.mtime, index.items).encode()
 
 
 class _Group:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pvecfs.node.cluster import ClusterProposer, GroupService
 from pvecfs.node.ledger import Ledger
-from pvecfs.replica.dcdb import TreeReplica
+from pvecfs.replica.dcdb import TreeReceiver, TreeReplica
 from pvecfs.replica.kvstore import StatusReplica
 from pvecfs.replica.machine import GroupMachine
 from pvecfs.tree.locks import LockClocks
@@ -47,12 +47,6 @@ MUTATIONS = (
         "the sync queue survives a membership change",
         GroupMachine._forget_synchronisation,
         "    self._sync_queue = []",
-        "    pass",
-    ),
-    Mutation(
-        "kept updates survive a membership change",
-        GroupMachine._forget_synchronisation,
-        "    self._updates = []",
         "    pass",
     ),
     Mutation(
@@ -144,15 +138,15 @@ MUTATIONS = (
     ),
     Mutation(
         "a synchronisation deletes nothing",
-        TreeReplica.commit,
-        "deleted = tuple(inode for inode in self._surplus if inode not in sent)",
-        "deleted = ()",
+        TreeReceiver.__init__,
+        "self._deleted = tuple(own.surplus(leader))",
+        "self._deleted = ()",
     ),
     Mutation(
         "a synchronisation deletes nothing from the database",
-        TreeReplica.commit,
-        "Commit(Delta(tree, tuple(updated.values()), deleted, synchronised=True))",
-        "Commit(Delta(tree, tuple(updated.values()), (), synchronised=True))",
+        TreeReceiver.commit,
+        "Commit(Delta(tree, tuple(self._changed.values()), self._deleted, synchronised=True))",
+        "Commit(Delta(tree, tuple(self._changed.values()), (), synchronised=True))",
     ),
     Mutation(
         "the leader does not send the root",

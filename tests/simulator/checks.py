@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pvecfs.replica.member import Member
 from pvecfs.replica.messages import Epoch
+from pvecfs.tree.index import LastIndex
 from pvecfs.tree.locks import LIFETIME
 from pvecfs.tree.tree import Tree
 from pvecfs.tree.vmlist import find_configs
@@ -123,7 +124,8 @@ class History:
 
     def synchronised(self, node: SimulatedNode, leader: Member, state: bytes, tree: Tree) -> None:
         """C{node} has taken over C{leader}'s C{state}: the tree is C{tree}."""
-        if tree.index() != state:
+        entries = {entry.inode: entry for entry in tree.entries() if entry.inode}
+        if LastIndex.of(tree.root, entries).encoded != state or tree.index() != state:
             raise Violation(f"node {node.node_id} is synchronised and has another tree than leader {leader}")
         if tree.vms.duplicates:
             raise Violation(f"node {node.node_id}: {tree.vms.duplicates[0]}")

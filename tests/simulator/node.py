@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from errno import ENOSPC
 from random import Random
 from typing import TYPE_CHECKING, cast
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from pvecfs.interfaces import Settled
     from pvecfs.node.cluster import ClusterReactor
-    from pvecfs.replica.application import Verdict
+    from pvecfs.replica.application import UpdateReceiver, Verdict
     from tests.simulator.checks import History
 
 TREE_GROUP = "pve_dcdb_v1"
@@ -111,7 +112,6 @@ class ObservedReplica(TreeReplica):
     def __init__(self, tree: Tree, locks: LockClocks, node: SimulatedNode) -> None:
         super().__init__(tree, locks)
         self._node = node
-        self._leader: Member | None = None
 
     def state(self) -> bytes:
         state = super().state()
@@ -120,15 +120,10 @@ class ObservedReplica(TreeReplica):
 
     def states_collected(self, states: Mapping[Member, bytes], own: Member, now: Instant) -> Verdict:
         verdict = super().states_collected(states, own, now)
-        self._leader = verdict.leader
-        return verdict
-
-    def commit(self, updates: Sequence[bytes], now: Instant) -> Sequence[Effect]:
-        self._node.history.updates_received(self._node, [decode_entry(update).inode for update in updates])
-        effects = super().commit(updates, now)
-        assert self._leader is not None
-        self._node.history.synchronised(self._node, self._leader, self._leader_state, self.tree)
-        return effects
+        if verdict.receiver is None:
+            return verdict
+        leader = verdict.leader
+        return replace(verdict, receiver=ObservedReceiver(verdict.receiver, self, self._node, leader, states[leader]))
 
     def deliver(self, message: Normal, sender: Member, own: bool, lowest: bool, now: Instant) -> Sequence[Effect]:
         before = self.tree
@@ -149,12 +144,44 @@ class ObservedReplica(TreeReplica):
         self._node.history.rolled_back(self._node, tree)
 
 
+class ObservedReceiver:
+    """The receiver of an L{ObservedReplica}: it tells the history what becomes of the leader's updates.
+
+    @ivar inodes: of the entries that came, in order.
+    """
+
+    def __init__(
+        self, receiver: UpdateReceiver, replica: TreeReplica, node: SimulatedNode, leader: Member, state: bytes
+    ) -> None:
+        self.inodes: list[int] = []
+        self._receiver = receiver
+        self._replica = replica
+        self._node = node
+        self._leader = leader
+        self._state = state
+
+    def receive(self, payload: bytes) -> None:
+        self.inodes.append(decode_entry(payload).inode)
+        self._receiver.receive(payload)
+
+    def commit(self, now: Instant) -> Sequence[Effect]:
+        self._node.history.updates_received(self._node, self.inodes)
+        effects = self._receiver.commit(now)
+        self._node.history.synchronised(self._node, self._leader, self._state, self._replica.tree)
+        return effects
+
+
 class ObservedMachine(GroupMachine):
     """A L{GroupMachine} that tells the history what its process sends."""
 
     def __init__(self, replica: TreeReplica, node: SimulatedNode, verify_interval: float) -> None:
         super().__init__(replica, node.random.random, verify_interval)
         self._history = node.history
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether we are in the middle of a leader's updates."""
+        return isinstance(self._receiver, ObservedReceiver) and bool(self._receiver.inodes)
 
     def submit(self, subtype: int, payload: bytes, now: Instant) -> tuple[int, Multicast]:
         count, multicast = super().submit(subtype, payload, now)

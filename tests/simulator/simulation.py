@@ -446,7 +446,7 @@ class Simulation:
         random = Random(event.luck)
         pairs = [(node, random.choice(_SPEEDS)) for node in self._node_list]
         for _ in range(150):
-            if any(node.alive and node.machine._updates for node in self._node_list):
+            if any(node.alive and node.machine.has_updates for node in self._node_list):
                 break
             self._weighted_step(pairs, random)
         for node in random.sample(self._node_list, 2):
