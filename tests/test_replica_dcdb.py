@@ -237,11 +237,13 @@ class Synchronisation(ReplicaCase):
 
     def test_then_higher_mtime(self) -> None:
         older, newer = (grown(BASE, Create(b"n"), mtime=mtime) for mtime in (5, 6))
+        self.replica.reset(older)
         verdict = self.replica.states_collected(self.states(older, older, newer), A, NOW)
         self.assertEqual(verdict.leader, C)
 
     def test_then_the_first(self) -> None:
         one, other = (grown(BASE, Create(name)) for name in (b"n", b"m"))
+        self.replica.reset(other)
         verdict = self.replica.states_collected(self.states(one, other, one), B, NOW)
         self.assertEqual((verdict.leader, verdict.synced), (A, {A, C}))
 
@@ -396,6 +398,8 @@ class Synchronisation(ReplicaCase):
         older = grown(Tree.new(1), Mkdir(b"d"))
         self.replica.reset(older)
         self.assertRaises(Resync, receiver.commit, NOW)
+        self.assertIs(self.replica.tree, older)
+        self.assertRaises(Resync, self.receiver, newer.index())  # our state was that of the tree before
         self.assertIs(self.replica.tree, older)
 
     def test_a_synchronisation_that_ends_early_leaves_nothing(self) -> None:

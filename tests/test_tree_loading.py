@@ -116,11 +116,11 @@ class ReplacedTests(SynchronousTestCase):
             leader = leader.apply(change, 2, 9).tree
         ours, theirs = Index.decode(self.tree.index()), Index.decode(leader.index())
         updated = [leader.entry(inode) for inode in theirs.differing(ours) if inode]
-        after = self.tree.replaced(ours.surplus(theirs), [entry for entry in updated if entry], leader.root)
+        after = self.tree.replaced(ours.differences(theirs)[0], [entry for entry in updated if entry], leader.root)
         self.assertEqual(after.index(), leader.index())
         self.assertEqual((after.total_bytes, len(after)), (leader.total_bytes, len(leader)))
         self.assertEqual(after.checksum(), leader.checksum())
-        self.assertEqual(ours.surplus(theirs), [3])
+        self.assertEqual(ours.differences(theirs)[0], [3])
         self.assertEqual(theirs.differing(ours), [0, 2, 103])
 
     def test_moves_and_swaps(self) -> None:
@@ -202,8 +202,8 @@ class IndexTests(SynchronousTestCase):
     def test_differences(self) -> None:
         ours = Index.decode(self.data)
         other = Index.decode(self.tree.apply(Create(b"new"), 1, 5).tree.index())
-        self.assertEqual((ours.differing(other), ours.surplus(other)), ([0], []))
-        self.assertEqual((other.differing(ours), other.surplus(ours)), ([0, 101], [101]))
+        self.assertEqual((ours.differing(other), ours.differences(other)), ([0], ([], [0])))
+        self.assertEqual((other.differing(ours), other.differences(ours)), ([0, 101], ([101], [0])))
 
     @given(st.binary(max_size=200), st.booleans())
     def test_any_bytes(self, noise: bytes, headed: bool) -> None:

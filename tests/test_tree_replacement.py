@@ -303,7 +303,8 @@ class DifferenceTests(SynchronousTestCase):
         one, other = index(ours), index(theirs)
         expected = [inode for inode in sorted(ours) if theirs.get(inode) != ours[inode]]
         self.assertEqual(one.differing(other), expected)
-        self.assertEqual(one.surplus(other), sorted(ours.keys() - theirs.keys()))
+        surplus = sorted(ours.keys() - theirs.keys())
+        self.assertEqual(one.differences(other), (surplus, sorted(set(expected).difference(surplus))))
 
     digests = st.dictionaries(st.integers(0, 40), st.integers(0, 1), max_size=30)
 

@@ -19,6 +19,8 @@ from pvecfs.tree.tree import Delta, Tree
 
 CLUSTER_CONF = b"corosync.conf"
 
+_TAKEN_BACK = "our tree was taken back in the middle of a synchronisation"
+
 _FIRST_DELAY = 5.0
 _LONGEST_DELAY = 300.0
 
@@ -60,6 +62,7 @@ class TreeReplica:
         """The leader has the highest version, then the higher mtime, then comes first in (node id, pid) order.
 
         @raise MalformedMessage: a state is no index.
+        @raise Resync: our state is not that of our newest tree, and not the leader's.
         """
         indexes: dict[Member, Index] = {}
         distinct: list[tuple[bytes, Index]] = []
@@ -84,6 +87,8 @@ class TreeReplica:
             return Verdict(leader, synced, self._updates(best, [index for _, index in distinct]))
         if own in synced:
             return Verdict(leader, synced)
+        if self.tree.index() != states[own]:
+            raise Resync(_TAKEN_BACK)
         return Verdict(leader, synced, receiver=TreeReceiver(self, best, indexes[own]))
 
     def _updates(self, own: Index, indexes: Sequence[Index]) -> Iterator[bytes]:
@@ -191,12 +196,13 @@ class TreeReceiver:
         self._replica = replica
         self._leader = leader
         self._before = replica.tree
-        self._deleted = tuple(own.surplus(leader))
+        deleted, otherwise = own.differences(leader)
+        self._deleted = tuple(deleted)
         self._replacement = self._before.replacement(self._deleted)
         self._changed: dict[int, Entry] = {}
         self._root: Entry | None = None
-        # Inodes of entries, not the root, that are not the leader's yet.
-        self._wrong = set(leader.differing(own)) - {ROOT_INODE}
+        # Inodes of our entries, not the root, that are not the leader's. (What we have not got yet is not here.)
+        self._wrong = set(otherwise) - {ROOT_INODE}
 
     def receive(self, payload: bytes) -> None:
         """The next entry.
@@ -226,13 +232,13 @@ class TreeReceiver:
         @raise Resync: the result is not the leader's tree.
         """
         if self._replica.tree is not self._before:
-            raise Resync("our tree was taken back in the middle of a synchronisation")
+            raise Resync(_TAKEN_BACK)
         leader = self._leader
         try:
             tree = self._before.succeeded(self._replacement, self._root, leader.items or None)
         except TreeDefect as defect:
             raise self._replica.not_synchronised(f"the leader's updates make no tree: {defect}") from None
-        # Of as many entries as the leader has, none is another than the leader's: so these are all.
+        # As many entries as the leader has, and none that is not the leader's: so these are all.
         same = not self._wrong and len(tree) == len(leader) and tree.root.record() == leader.item(ROOT_INODE)
         if not same or tree.index() != leader.encode():
             raise self._replica.not_synchronised("after the leader's updates our tree is not the leader's")

@@ -109,9 +109,18 @@ class Index:
             if theirs.get(inode) != digest
         ]
 
-    def surplus(self, other: Index) -> list[int]:
-        """The inodes, ascending, that C{other} has not."""
-        return [inode for ours, theirs in self._unequal_parts(other) for inode in ours if inode not in theirs]
+    def differences(self, other: Index) -> tuple[list[int], list[int]]:
+        """The inodes, ascending, that C{other} has not; and those whose entries it has otherwise."""
+        surplus: list[int] = []
+        otherwise: list[int] = []
+        for ours, theirs in self._unequal_parts(other):
+            for inode, digest in ours.items():
+                their = theirs.get(inode)
+                if their is None:
+                    surplus.append(inode)
+                elif their != digest:
+                    otherwise.append(inode)
+        return surplus, otherwise
 
     def _unequal_parts(self, other: Index) -> Iterator[tuple[dict[int, bytes], dict[int, bytes]]]:
         """Digests by inode of the parts in which C{other} is not the same, and all that it has in these places.

@@ -8,6 +8,7 @@ from pvecfs.replica.dcdb import TreeReceiver, TreeReplica
 from pvecfs.replica.kvstore import StatusReplica
 from pvecfs.replica.machine import GroupMachine
 from pvecfs.tree.locks import LockClocks
+from pvecfs.tree.replacement import Replacement
 from pvecfs.tree.tree import Tree
 from tests.mutations.mutation import Mutation
 
@@ -139,7 +140,7 @@ MUTATIONS = (
     Mutation(
         "a synchronisation deletes nothing",
         TreeReceiver.__init__,
-        "self._deleted = tuple(own.surplus(leader))",
+        "self._deleted = tuple(deleted)",
         "self._deleted = ()",
     ),
     Mutation(
@@ -147,6 +148,12 @@ MUTATIONS = (
         TreeReceiver.commit,
         "Commit(Delta(tree, tuple(self._changed.values()), self._deleted, synchronised=True))",
         "Commit(Delta(tree, tuple(self._changed.values()), (), synchronised=True))",
+    ),
+    Mutation(
+        "an entry that moves or goes leaves its name behind",
+        Replacement._take_out,
+        "del names[old.name]",
+        "pass",
     ),
     Mutation(
         "the leader does not send the root",
