@@ -276,6 +276,7 @@ class NodeService(Service):
             if store.thread_id is not None:
                 realtime.add(store.thread_id)
             self._reactor.callWhenRunning(realtime.start)
+            mount.on_burst = realtime.want
             self._stop_steps.append(("the real-time threads", realtime.stop))
         _log.info(
             "node {name} ({address}), {mode}, {count} entries, on {mountpoint}",

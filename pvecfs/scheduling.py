@@ -3,7 +3,8 @@
 Corosync runs under SCHED_RR at the highest priority (C{sched_rr}, C{priority} in corosync.conf(5)). While a change is
 on its way it wakes up again and again, and each time takes the processor from a daemon of normal priority. At the same
 priority the daemon finishes its turn first, most of them far shorter than the 0.1 s after which SCHED_RR has equals
-take turns.
+take turns. That is so while somebody on this node waits for changes. What others change has time: where there are few
+processors for many threads, it is better that corosync goes on.
 
 A daemon that computes for long must not keep others off the processor. So the kernel watches (RLIMIT_RTTIME, see
 setrlimit(2)): a thread that computes for L{LONGEST_TURN} without waiting for anything has SIGXCPU sent to the process.
@@ -106,8 +107,9 @@ class Linux:
 
 
 class RealTimeThreads:
-    """Some threads of this process, at real-time priority from L{start} to L{stop}. Where the system refuses, it stays
-    at a line in the log. All methods are for the reactor thread, which is the main one, but where it says so.
+    """Some threads of this process, at real-time priority while that is wanted, between L{start} and L{stop}. Where the
+    system refuses, it stays at a line in the log. All methods are for the reactor thread, which is the main one, but
+    where it says so.
     """
 
     def __init__(self, reactor: Reactor, system: System | None = None) -> None:
@@ -115,6 +117,7 @@ class RealTimeThreads:
         self._system = system or Linux()
         self._threads: set[int] = set()
         self._before: tuple[Limits, Handler] | None = None
+        self._wanted = False
         self._raised = False
         self._again: IDelayedCall | None = None
 
@@ -129,7 +132,7 @@ class RealTimeThreads:
             self._raise((thread,))
 
     def start(self) -> None:
-        """Raise the threads added so far and this one."""
+        """From now on L{want} has an effect, on the threads added and this one."""
         if not self._system.is_normal():
             _log.info("the priority is left as it was set from outside")
             return
@@ -140,9 +143,20 @@ class RealTimeThreads:
         # Before the limit is set: by default the signal ends the process.
         self._before = limits, self._system.catch(self._exceeded)
         self._threads.add(threading.get_native_id())
-        self._raise_all()
-        if self._raised:
+        self._raise_all()  # to know now whether we may
+        if self._before is not None:
             _log.info("real-time priority for the threads that changes pass through")
+            self.want(self._wanted)
+
+    def want(self, wanted: bool) -> None:
+        """Whether real-time priority is wanted now. (It takes 10 to 20 microseconds.)"""
+        self._wanted = wanted
+        if self._before is None:
+            return
+        if not wanted:
+            self._lower()
+        elif self._again is None and not self._raised:
+            self._raise_all()
 
     def stop(self) -> None:
         """All threads have normal priority again; limit and handler are as before."""
@@ -159,10 +173,13 @@ class RealTimeThreads:
         self._system.catch(handler)
 
     def _raise_all(self) -> None:
-        self._again = None
         # The id of one that has ended may be another process's one day.
         self._threads = {thread for thread in self._threads if self._system.has(thread)}
         self._raise(self._threads)
+
+    def _paused(self) -> None:
+        self._again = None
+        self.want(self._wanted)
 
     def _raise(self, threads: Iterable[int]) -> None:
         self._raised = True  # first: when the signal comes now, it is undone
@@ -196,6 +213,6 @@ class RealTimeThreads:
         self._lower()  # again: the signal may have come while threads were raised
         _log.debug("computing for long, at normal priority for {pause} s", pause=PAUSE)
         if self._again is None:
-            self._again = self._reactor.callLater(PAUSE, self._raise_all)
+            self._again = self._reactor.callLater(PAUSE, self._paused)
         else:
             self._again.reset(PAUSE)

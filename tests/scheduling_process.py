@@ -46,6 +46,7 @@ class Process:
 
     def run(self) -> None:
         threading.Thread(target=self._worker, daemon=True).start()
+        self._threads.want(True)
         self._reactor.callWhenRunning(self._threads.start)
         self._reactor.run()
         if self._sleeper is not None:

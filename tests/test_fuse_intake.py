@@ -52,7 +52,8 @@ class IntakeTests(SynchronousTestCase):
         self.patch(lowlevel, "session_receive", self.receive)
         self.patch(lowlevel, "session_process", lambda session, buffer: self.answered.append(session))
         self.reactor = MemoryReactor()
-        self.intake = Intake(self.reactor, 7)
+        self.bursts: list[bool] = []
+        self.intake = Intake(self.reactor, 7, self.bursts.append)
         self.submitted: list[object] = []
 
     def receive(self, session: int, buffer: Any) -> int:
@@ -77,6 +78,7 @@ class IntakeTests(SynchronousTestCase):
         self.reactor.run()
         self.assertEqual(self.submitted, ["a"])
         self.assertEqual(self.reactor.readers, {self.intake})
+        self.assertEqual(self.bursts, [True])
 
     def test_changes_that_the_reactor_takes_come_in_at_once(self) -> None:
         self.change_on_thread("a")
@@ -95,9 +97,13 @@ class IntakeTests(SynchronousTestCase):
         self.reactor.advance(QUIET)
         self.assertEqual(self.reactor.readers, set())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(self.bursts, [True, False])
         self.change_on_thread("c")
         self.reactor.run()
         self.assertEqual(self.reactor.readers, {self.intake}, "the next change begins another")
+        self.intake.rest()
+        self.intake.rest()
+        self.assertEqual(self.bursts, [True, False, True, False])
 
     def test_others_have_their_turn(self) -> None:
         self.waiting = AT_ONCE + 3

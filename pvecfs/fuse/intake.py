@@ -50,11 +50,15 @@ class Intake:
     """The requests of one session.
 
     @param session: mounted. Its descriptor becomes non-blocking, since two threads may see the same request coming.
+    @param burst: told on the reactor thread that a burst of changes begins (C{True}) or is over.
     """
 
-    def __init__(self, reactor: IntakeReactor, session: int) -> None:
+    def __init__(
+        self, reactor: IntakeReactor, session: int, burst: Callable[[bool], None] = lambda goes_on: None
+    ) -> None:
         self._reactor = reactor
         self._session = session
+        self._burst = burst
         self._fd: int = lowlevel.session_fd(session)
         self._over = False
         self._thread_takes = Event()
@@ -115,6 +119,7 @@ class Intake:
             self._thread_takes.clear()
             self._reactor.addReader(self)
             self._reactor.callLater(QUIET, self._look)
+            self._burst(True)
         call(*arguments)
 
     def _look(self) -> None:
@@ -130,6 +135,7 @@ class Intake:
         if self._reactor_takes:
             self._reactor_takes = False
             self._reactor.removeReader(self)
+            self._burst(False)
         self._thread_takes.set()
 
     def free(self) -> None:
