@@ -146,9 +146,11 @@ class IKernelCache(Interface):
     """What the kernel remembers of the mount, to be told of changes it cannot know. Any thread, never blocks:
     the work happens on a thread that holds no lock and that nobody waits for."""
 
-    def replacing(before: Tree, delta: Delta) -> None:
-        """C{delta}, a synchronisation of the published tree C{before}, is committed, and will be published next;
-        L{changed} follows, with no other change between. An inode may mean another file in it."""
+    def publishing(before: Tree, delta: Delta, by_mount: bool) -> None:
+        """C{delta}, a change of the published tree C{before}, is committed, and will be published next; L{changed}
+        follows unless it came through this mount (C{by_mount}), with no other publication between. In a
+        synchronisation an inode may mean another file than before. Comes before each publication, on the thread that
+        publishes, so it is quick."""
 
     def changed(before: Tree, after: Tree, delta: Delta) -> None:
         """The published tree went from C{before} to C{after} by C{delta}, not by a call through this mount."""

@@ -10,6 +10,7 @@ import errno
 import faulthandler
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ import tempfile
 import time
 from errno import EACCES
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 from typing import Any
 
 from twisted.trial import unittest
@@ -32,6 +33,7 @@ from pvecfs.tree.entry import Entry
 from pvecfs.tree.errors import OperationError
 from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.tree import Delta, Tree
+from tests.fuse_torn import HEAD_BYTES, whole
 
 WATCHDOG_SECONDS = 90.0
 
@@ -99,6 +101,7 @@ class MemoryProposer:
         except OperationError as refused:
             acknowledge(-(refused.errno or 0))
             return
+        self.kernel_cache.publishing(tree, applied.delta, by_mount)
         view.tree = applied.tree
         if not by_mount:
             self.kernel_cache.changed(tree, applied.tree, applied.delta)
@@ -121,6 +124,7 @@ def serve(place: str, address: str) -> None:
     """The daemon: mounts an empty tree at C{place} and obeys what comes from the socket at C{address}."""
     from twisted.internet import reactor
     from twisted.internet.protocol import Factory
+    from twisted.internet.threads import deferToThread
     from twisted.protocols.basic import LineReceiver
     from twisted.python import log
 
@@ -149,6 +153,16 @@ def serve(place: str, address: str) -> None:
         on_lost=r.stop,
     )
     proposer.kernel_cache = mount.kernel_cache
+
+    lanes_go = Event()
+    lanes_go.set()
+    perform = mount.kernel_cache._perform
+
+    def perform_when_let(node: int, work: Any) -> None:
+        lanes_go.wait()
+        perform(node, work)
+
+    mount.kernel_cache._perform = perform_when_let  # type: ignore[method-assign]  # to open the window in which it waits
 
     class Commands(LineReceiver):
         delimiter = b"\n"
@@ -195,18 +209,55 @@ def serve(place: str, address: str) -> None:
                     proposer.propose(change, acknowledge, True)
             self.answer(0)
 
+        def do_held(self, held: bool) -> None:
+            """Let lanes wait with what they begin with from now on, or go on."""
+            lanes_go.clear() if held else lanes_go.set()
+            self.answer(0)
+
         def do_synchronised(self, deleted: list[int], rows: list[list[Any]]) -> None:
-            """Replace rows as a synchronisation does, that of inode 0 too."""
+            """Replace rows as a synchronisation does, that of inode 0 too; answered when the kernel was told."""
+            self.synchronise(deleted, rows)
+            mount.kernel_cache.drained(lambda: r.callFromThread(self.answer, 0))
+
+        def do_synchronise(self, deleted: list[int], rows: list[list[Any]]) -> None:
+            """The same, answered when it is published."""
+            self.synchronise(deleted, rows)
+            self.answer(0)
+
+        def synchronise(self, deleted: list[int], rows: list[list[Any]]) -> None:
             before = view.tree
             entries = [Entry(*map(_bytes, row)) for row in rows]
             root = next((entry for entry in entries if entry.inode == 0), None)
             entries = [entry for entry in entries if entry is not root]
             after = before.replaced(deleted, entries, root)
             delta = Delta(after, tuple(entries), tuple(deleted), True)
-            mount.kernel_cache.replacing(before, delta)
+            mount.kernel_cache.publishing(before, delta, False)
             view.tree = after
             mount.kernel_cache.changed(before, after, delta)
-            mount.kernel_cache.drained(lambda: r.callFromThread(self.answer, 0))
+
+        def do_overwriting(self, paths: list[str], longest: int, seconds: float, pause: float, seed: int) -> None:
+            """Begin to overwrite files in place, as if from another node, on a thread as the store's is one: with
+            contents of random lengths of up to C{longest} bytes, and up to C{pause} seconds between two of them."""
+
+            def overwrite() -> int:
+                choice = random.Random(seed)
+                end = time.monotonic() + seconds
+                count = 0
+                while time.monotonic() < end:
+                    content = whole(choice.randint(HEAD_BYTES, longest), choice)
+                    proposer.propose(Write(_bytes(choice.choice(paths)), content, 0, True), lambda _: None)
+                    count += 1
+                    time.sleep(choice.uniform(0, pause))
+                return count
+
+            self.overwriting = deferToThread(overwrite)
+            self.answer(0)
+
+        def do_overwritten(self) -> None:
+            """How many files were overwritten, once that is over and the kernel knows."""
+            self.overwriting.addCallback(
+                lambda count: mount.kernel_cache.drained(lambda: r.callFromThread(self.answer, count))
+            )
 
         def do_limit(self, limit: int) -> None:
             mount.kernel_cache.max_pending = limit

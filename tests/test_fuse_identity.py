@@ -560,11 +560,11 @@ class PublicationTests(unittest.SynchronousTestCase):
 
     def test_every_moment(self) -> None:
         seen = []
-        replacing, changed = self.cache.replacing, self.cache.changed
+        publishing, changed = self.cache.publishing, self.cache.changed
 
-        def replacing_watched(before: Tree, delta: Delta) -> None:
+        def publishing_watched(before: Tree, delta: Delta, by_mount: bool) -> None:
             seen.append(self.look())
-            replacing(before, delta)
+            publishing(before, delta, by_mount)
             seen.append(self.look())
 
         def changed_watched(before: Tree, after: Tree, delta: Delta) -> None:
@@ -572,7 +572,7 @@ class PublicationTests(unittest.SynchronousTestCase):
             changed(before, after, delta)
             seen.append(self.look())
 
-        self.patch(self.cache, "replacing", replacing_watched)
+        self.patch(self.cache, "publishing", publishing_watched)
         self.patch(self.cache, "changed", changed_watched)
         self.ledger.commit(synchronised(self.view.tree, entry_of(2, b"other", data=b"of the others")))
         before = ({b"mine": 3, b"other": 0}, b"mine", 4, True)

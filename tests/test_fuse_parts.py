@@ -186,6 +186,7 @@ class KernelDouble:
         self.gate = Event()
         case.patch(lowlevel, "notify_inode", self.inode)
         case.patch(lowlevel, "notify_entry", self.entry)
+        case.patch(invalidation, "requests_wait", lambda _session: False)
 
     def inode(self, _session: int, node: int, offset: int, _length: int) -> int:
         self.told.append((node, "data" if offset == 0 else "attributes"))
@@ -229,6 +230,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
     def apply(self, change: Change) -> Applied:
         before = self.view.tree
         applied = before.apply(change, 1, 9)
+        self.cache.publishing(before, applied.delta, False)
         self.view.tree = applied.tree
         self.cache.changed(before, applied.tree, applied.delta)
         return applied
@@ -275,7 +277,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         before = self.view.tree
         moved = Entry(f - 1, d - 1, 99, 2, 5, DT_REG, b"other", b"")
         delta = Delta(before.replaced((), (moved,), None), (moved,), (), True)
-        self.cache.replacing(before, delta)
+        self.cache.publishing(before, delta, False)
         self.view.tree = delta.tree
         self.cache.changed(before, delta.tree, delta)
         self.start()

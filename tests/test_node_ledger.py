@@ -33,10 +33,11 @@ class DirectReactor(Clock):
 class RecordingCache:
     def __init__(self) -> None:
         self.changes: list[tuple[int, int]] = []
+        self.published: list[tuple[int, int, bool]] = []
         self.modes = 0
 
-    def replacing(self, before: Tree, delta: Delta) -> None:
-        pass
+    def publishing(self, before: Tree, delta: Delta, by_mount: bool) -> None:
+        self.published.append((before.version, delta.tree.version, by_mount))
 
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
         self.changes.append((before.version, after.version))
@@ -112,6 +113,7 @@ class LedgerTests(SynchronousTestCase):
         self.propose("other", Create(b"b"))
         self.store.settle()
         self.assertEqual(self.cache.changes, [(2, 3)])
+        self.assertEqual(self.cache.published, [(1, 2, True), (2, 3, False)])
 
     def test_failed_commit(self) -> None:
         self.propose("a", Create(b"a"))

@@ -111,6 +111,9 @@ class FileSystem:
         self._kernel = kernel
         self._published = nodes.published
         self._find = nodes.find
+        self._shown = kernel.shown.by_node  # mostly empty: then there is nothing to find
+        self._find_shown = kernel.shown.find
+        self._asked = kernel.shown.recent.append
         self._documents = FrozenDocuments(view.document)
         self._listings = ListingCache()
         self._waiting: set[Waiting] = set()
@@ -173,8 +176,17 @@ class FileSystem:
 
     def _entry_out(self, tree: Tree, numbering: Numbering, entry: Entry, attributes_valid: int = FOREVER) -> bytes:
         node = numbering.node_of(entry.inode)
-        attributes = self._attributes.of_entry(tree, entry, node, self._view.quorate)
+        self._asked(node)
+        shown = self._find_shown(node) if self._shown else None
+        attributes = self._attributes.of_entry(tree, entry, node, self._view.quorate, shown)
         return ENTRY_OUT.pack(node, 0, FOREVER, attributes_valid, 0, 0, *attributes)
+
+    def _reply_entry_attributes(self, request: int, tree: Tree, entry: Entry, node: int, valid: int) -> None:
+        """Answer with the attributes of C{entry} in C{tree}, as the kernel shall know them."""
+        self._asked(node)
+        shown = self._find_shown(node) if self._shown else None
+        attributes = self._attributes.of_entry(tree, entry, node, self._view.quorate, shown)
+        self._reply_attributes(request, attributes, valid)
 
     def _reply_attributes(self, request: int, attributes: tuple[int, ...], valid: int) -> None:
         reply_buf(request, ATTR_OUT.pack(valid, 0, 0, *attributes), ATTR_OUT.size)
@@ -209,15 +221,14 @@ class FileSystem:
                 reply_err(request, -outcome)
                 return
             tree, entry = self._find(node)
-            attributes = self._attributes
             if entry is not None:
                 valid = FOREVER if self._alone and entry.type != DT_DIR else 0
-                self._reply_attributes(request, attributes.of_entry(tree, entry, node, self._view.quorate), valid)
+                self._reply_entry_attributes(request, tree, entry, node, valid)
                 return
             # The release of a lock that has expired: it succeeds, and the directory is gone. Or somebody else has
             # removed it since.
             self._kernel.forget_name(parent, old.name)
-            self._reply_attributes(request, attributes.of_gone(Entry(0, 0, 0, 0, 0, old.type, b""), node), 0)
+            self._reply_attributes(request, self._attributes.of_gone(Entry(0, 0, 0, 0, 0, old.type, b""), node), 0)
 
         return finish
 
@@ -249,6 +260,9 @@ class FileSystem:
             return
         tree, numbering = self._published()
         entry = tree.child(numbering.inode_of(parent), name)
+        if self._shown and entry is not None and self._kernel.show_published(numbering.node_of(entry.inode)):
+            tree, numbering = self._published()
+            entry = tree.child(numbering.inode_of(parent), name)
         if entry is not None:
             reply_buf(request, self._entry_out(tree, numbering, entry), ENTRY_OUT.size)
         elif len(name) > MAX_NAME_BYTES:
@@ -285,17 +299,16 @@ class FileSystem:
             self._graves.forget(node)
 
     def _getattr(self, request: int, node: int, _file: int | None) -> None:
-        attributes = self._attributes
         if node >= FIRST_COMPUTED:
             self._getattr_computed(request, node)
             return
         tree, entry = self._find(node)
         if entry is not None:
-            self._reply_attributes(request, attributes.of_entry(tree, entry, node, self._view.quorate), FOREVER)
+            self._reply_entry_attributes(request, tree, entry, node, FOREVER)
             return
-        gone = self._graves.find(node)
+        gone = (self._find_shown(node) if self._shown else None) or self._graves.find(node)
         if gone is not None:
-            self._reply_attributes(request, attributes.of_gone(gone, node), 0)
+            self._reply_attributes(request, self._attributes.of_gone(gone, node), 0)
         else:
             reply_err(request, ENOENT)
 
@@ -326,7 +339,10 @@ class FileSystem:
         if node >= FIRST_COMPUTED:
             data = self._documents.content(node)
         else:
+            self._asked(node)
             entry = self._find(node)[1] or self._graves.find(node)
+            if self._shown:
+                entry = self._find_shown(node) or entry
             data = None if entry is None else entry.data
         if data is None:
             reply_err(request, ENOENT)
@@ -566,7 +582,7 @@ class FileSystem:
             now = wanted & lowlevel.SET_MTIME_NOW
             change = SetMtime(path, (int(time.time()) if now else wish.st_mtimespec.tv_sec) & 0xFFFFFFFF)
         else:
-            self._reply_attributes(request, attributes.of_entry(tree, entry, node, self._view.quorate), 0)
+            self._reply_entry_attributes(request, tree, entry, node, 0)
             return
         self._propose(request, change, self._finish_attributes(node, numbering.node_of(entry.parent), entry))
 

@@ -15,11 +15,16 @@ dropping that waits for nobody's answer.
 An answer to a first lookup may be on its way while a change is told of: the kernel does not know the node yet, then
 learns its old attributes. It holds the directory's lock until it has, so where a node is unknown we wait for that
 lock (by dropping a name that nobody uses) and tell again.
+
+A file whose content has changed is answered as the kernel knows it until the kernel was told, so that no reader gets a
+part of each content (L{pvecfs.fuse.shown}).
 """
 
 from __future__ import annotations
 
 import os
+import select
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from errno import EINVAL, ENODEV, ENOENT
@@ -30,6 +35,7 @@ from zope.interface import implementer
 
 from pvecfs.fuse import lowlevel
 from pvecfs.fuse.nodes import LINKS
+from pvecfs.fuse.shown import ShownFiles
 from pvecfs.interfaces import IKernelCache
 from pvecfs.log import logger
 from pvecfs.tree.entry import DT_DIR
@@ -47,6 +53,13 @@ MAX_PENDING = 20_000
 
 LANES = 3
 
+QUIET = 0.0005
+"""Seconds that an answer takes to its reader at most, if the processors are not too busy."""
+
+ATTEMPTS = 16
+"""How often a moment is looked for in which no reader is in the middle of a file's old content. After that the old one
+is not shown any more, though a reader may then get a part of each: better than an old content for long."""
+
 _BARRIER = b"\x01"
 """A name that is dropped for the sake of its directory's lock."""
 
@@ -61,17 +74,19 @@ class _Work:
 
     @ivar attributes: its attributes have changed.
     @ivar data: its data have changed, or its listing.
+    @ivar generation: of the last publication that changed the data, see L{ShownFiles}; 0: none.
     @ivar parents: directories in which the node may be being looked up now.
     @ivar names: names in it that came, went, or lead elsewhere.
     @ivar children: the attributes of all that is in it have changed.
     @ivar then: to be called when it is done, once the work of this key that came before is done too.
     """
 
-    __slots__ = ("attributes", "children", "data", "names", "parents", "then")
+    __slots__ = ("attributes", "children", "data", "generation", "names", "parents", "then")
 
     def __init__(self) -> None:
         self.attributes = False
         self.data = False
+        self.generation = 0
         self.parents: set[int] = set()
         self.names: set[bytes] = set()
         self.children = False
@@ -102,6 +117,8 @@ class KernelCache:
     call what is to be called then at once).
 
     @ivar max_pending: how many names and nodes may wait.
+    @ivar shown: what requests are answered until the kernel was told of a newer content.
+    @ivar pause: waits for some seconds, on a lane.
 
     @param nodes: the published tree and its node ids.
     @param graves: gets the deleted files.
@@ -112,6 +129,8 @@ class KernelCache:
         self._replacement: Replacement | None = None
         self._graves = graves
         self.max_pending = max_pending
+        self.shown = ShownFiles()
+        self.pause: Callable[[float], object] = time.sleep
         self._session = 0
         self._epochs = False
         self._prepared = False
@@ -133,6 +152,7 @@ class KernelCache:
         L{run_modes} and L{run_listings}."""
         self._session = session
         self._nodes.begin()
+        self.shown.begin()
         self._running = True
 
     def stop(self) -> None:
@@ -146,15 +166,40 @@ class KernelCache:
             self._modes = None
             for came in (self._work_came, self._modes_came, self._listing_came):
                 came.notify_all()
+        self.shown.end()
         _call_all(then)
 
     # What has changed
 
-    def replacing(self, before: Tree, delta: Delta) -> None:
-        self._replacement = replacement = self._nodes.replacing(before, delta)
-        for _, node, entry in replacement.exchanged.values():
-            if entry is not None and entry.type != DT_DIR:
-                self._graves.bury(node, entry)
+    def publishing(self, before: Tree, delta: Delta, by_mount: bool) -> None:
+        shown = self.shown
+        if by_mount:
+            if shown.by_node:
+                numbering = self._nodes.published()[1]
+                for entry in delta.stored:
+                    shown.overrule(numbering.node_of(entry.inode))
+            return
+        exchanged: dict[int, Exchanged] = {}
+        if delta.synchronised:
+            self._replacement = replacement = self._nodes.replacing(before, delta)
+            _, numbering, exchanged = replacement
+            for _, node, old in exchanged.values():
+                if old is not None and old.type != DT_DIR:
+                    self._graves.bury(node, old)
+        else:
+            numbering = self._nodes.published()[1]
+        files = []
+        for entry in delta.stored:
+            old = before.entry(entry.inode)
+            if old is None or entry.inode in exchanged:
+                continue
+            if (old.parent, old.name) != (entry.parent, entry.name):
+                # Its new place never had the content from before; a file replaced by rename is always whole.
+                shown.overrule(numbering.node_of(entry.inode))
+            elif old.data != entry.data:
+                files.append((numbering.node_of(entry.inode), old))
+        if files:
+            shown.keep(files)
 
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
         replacement, self._replacement = self._replacement, None
@@ -207,6 +252,7 @@ class KernelCache:
         work.parents.add(node_of(old.parent))
         if old.data != entry.data:
             work.data = True
+            work.generation = self.shown.generation
         if (old.parent, old.name) != (entry.parent, entry.name):
             work.parents.add(node_of(entry.parent))
             self._name(node_of(old.parent), old.name)
@@ -237,6 +283,17 @@ class KernelCache:
         """Tell now that the attributes of C{node} have changed; needs no lock of the kernel, so it never waits."""
         if self._running:
             lowlevel.notify_inode(self._session, node, -1, 0)
+
+    def show_published(self, node: int) -> bool:
+        """Before the answer to a lookup: show what is published of C{node} if the kernel does not know it yet, for then
+        there is nothing that would not fit. Never waits, as L{attributes_changed}.
+
+        @return: C{True} if something else would have been shown. The tree has to be taken again.
+        """
+        if node not in self.shown.by_node or lowlevel.notify_inode(self._session, node, -1, 0) != -ENOENT:
+            return False
+        self.shown.overrule(node)
+        return True
 
     def forget_content(self, node: int) -> None:
         """Take back the pages of C{node}."""
@@ -300,7 +357,9 @@ class KernelCache:
         then = [call for work in self._pending.values() for call in work.then]
         self._pending.clear()
         self._names = 0
-        self._work(_EVERYTHING).then = then
+        everything = self._work(_EVERYTHING)
+        everything.then = then
+        everything.generation = self.shown.generation
 
     def _wake_a_lane(self) -> None:
         """If there is something for it: what waits for a node that is busy is for the lane that is busy with it."""
@@ -332,6 +391,9 @@ class KernelCache:
                 self._perform(node, work)
             except Exception:
                 _log.failure("could not tell the kernel of a change")
+                for left in self.shown.until(work.generation):
+                    if node in (left, _EVERYTHING):
+                        self.shown.overrule(left)
             with self._lock:
                 del self._busy[node]
                 then = work.then  # under the lock, since drained() appends
@@ -384,14 +446,12 @@ class KernelCache:
         if not self._prepared:
             self._prepare()
         if node == _EVERYTHING:
-            self._perform_everything()
+            self._perform_everything(work.generation)
             return
-        if work.data or work.attributes:
-            offset = 0 if work.data else -1
-            if self._inode(node, offset) == -ENOENT and work.parents:
-                for parent in work.parents:
-                    self._entry(parent, _BARRIER)
-                self._inode(node, offset)
+        if work.data:
+            self._forget_content(node, work.parents, work.generation)
+        elif work.attributes:
+            self._forget(node, -1, work.parents)
         for name in work.names:
             self._entry(node, name)
         if work.children:
@@ -399,7 +459,43 @@ class KernelCache:
             tree, numbering = self._nodes.published()
             self._attributes(tree.children(numbering.inode_of(node)).values(), numbering)
 
-    def _perform_everything(self) -> None:
+    def _forget_content(self, node: int, parents: Iterable[int], generation: int) -> None:
+        """Take back the pages and attributes of C{node}, then show the content of C{generation}, or a newer one.
+        L{pvecfs.fuse.shown} tells how."""
+        shown = self.shown
+        for _ in range(ATTEMPTS):
+            mark = shown.mark(node)
+            if mark is not None and (mark.uses or requests_wait(self._session)):
+                self.pause(QUIET)
+                if shown.mark(node) != mark or requests_wait(self._session):
+                    continue
+            known = self._forget(node, 0, parents)
+            if mark is None:
+                return
+            if known and requests_wait(self._session):
+                continue
+            if shown.give_up(node, mark, generation, self._nodes.find(node)[1]):
+                return
+        shown.give_up(node, None, generation, self._nodes.find(node)[1])
+        self._forget(node, 0, parents)
+        # A reader who was held up with the old size in hand cuts off the pages of the new content that it finds.
+        self.pause(QUIET)
+        self._forget(node, 0, parents)
+
+    def _forget(self, node: int, offset: int, parents: Iterable[int]) -> bool:
+        """Take back the attributes of C{node}, and its pages if C{offset} is 0; also where a lookup in one of
+        C{parents} is on its way.
+
+        @return: whether the kernel knew C{node}.
+        """
+        result = self._inode(node, offset)
+        if result == -ENOENT and parents:
+            for parent in parents:
+                self._entry(parent, _BARRIER)
+            result = self._inode(node, offset)
+        return result != -ENOENT
+
+    def _perform_everything(self, generation: int) -> None:
         os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
         tree, numbering = self._nodes.published()
         node_of = numbering.node_of
@@ -411,6 +507,9 @@ class KernelCache:
                 for inode in tree.children(entry.inode).values():
                     self._inode(node_of(inode), 0)
         os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
+        for node in self.shown.until(generation):
+            known = self._nodes.find(node)[1]
+            self._forget_content(node, {node_of(known.parent)} if known is not None else (), generation)
 
     def _perform_modes(self, work: _Work) -> None:
         for link in LINKS.values():
@@ -448,6 +547,13 @@ class KernelCache:
         """What the kernel does not know it need not be told; and the mount may have ended."""
         if result not in (0, -ENOENT, -ENODEV) and self._running:
             _log.warn("the kernel refused to be told of a change: {reason}", reason=os.strerror(-result))
+
+
+def requests_wait(session: int) -> bool:
+    """Whether the kernel has asked something that was not taken yet."""
+    poll = select.poll()
+    poll.register(lowlevel.session_fd(session), select.POLLIN)
+    return any(event & select.POLLIN for _, event in poll.poll(0))
 
 
 class _ThenAll:

@@ -274,11 +274,14 @@ class Attributes:
         self.owner = owner
         self.group = group
 
-    def of_entry(self, tree: Tree, entry: Entry, node: int, quorate: bool) -> tuple[int, ...]:
+    def of_entry(
+        self, tree: Tree, entry: Entry, node: int, quorate: bool, shown: Entry | None = None
+    ) -> tuple[int, ...]:
         """@param tree: says by its paths what is private.
         @param node: the node id of C{entry}, which is shown as the inode number.
+        @param shown: the size and time are those of this one, see L{pvecfs.fuse.shown}.
         """
-        size = len(entry.data)
+        content = shown or entry
         links = 1
         if node == 1:
             return self._make(node, 0, 0, S_IFDIR | 0o755, 2)
@@ -292,7 +295,7 @@ class Attributes:
                 mode |= 0o100
         if not quorate:
             mode &= ~0o222
-        return self._make(node, size, entry.mtime, mode, links)
+        return self._make(node, len(content.data), content.mtime, mode, links)
 
     def of_gone(self, entry: Entry, node: int) -> tuple[int, ...]:
         """What is held open only: it has no name any more."""

@@ -39,7 +39,7 @@ RECOVERY_INTERVAL = 2.0
 class NoKernelCache:
     """There is no mount, so nothing to invalidate."""
 
-    def replacing(self, before: Tree, delta: Delta) -> None:
+    def publishing(self, before: Tree, delta: Delta, by_mount: bool) -> None:
         pass
 
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
@@ -68,7 +68,8 @@ class Ledger:
     acknowledgement costs no further thread switch.
 
     @ivar newest: the newest applied tree; the published one is C{view.tree}.
-    @ivar kernel_cache: told of published changes that did not come through the mount.
+    @ivar kernel_cache: told of each publication before it, and after it of changes that did not come through the
+        mount.
     @ivar listener: told when the database refuses a commit, and when it takes them again.
     """
 
@@ -136,8 +137,7 @@ class Ledger:
     ) -> None:
         """A commit has ended. Store thread."""
         if failure is None:
-            if delta.synchronised:
-                self.kernel_cache.replacing(before, delta)
+            self.kernel_cache.publishing(before, delta, by_mount)
             self._view.tree = delta.tree
             if not by_mount:
                 self.kernel_cache.changed(before, delta.tree, delta)
