@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -11,8 +12,23 @@ import subprocess
 import time
 from pathlib import Path
 
+from twisted.internet.defer import fail
+from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
+from pvecfs import daemon
+from pvecfs.daemon import Cluster, instant
+from pvecfs.node.hostconf import HostConfiguration
+from pvecfs.node.ledger import Ledger
+from pvecfs.node.status import NoRoundRobin, StatusService
+from pvecfs.node.view import NodeView
+from pvecfs.replica.kvstore import StatusReplica
+from pvecfs.replica.machine import Mode
+from pvecfs.store.memory import MemoryStore
+from pvecfs.tap import Options
+from pvecfs.tree.admission import Limits
+from pvecfs.tree.locks import LockClocks
+from pvecfs.tree.tree import Tree
 from tests.daemons import TWISTD, DaemonProcess, is_mounted, temporary_base, twistd_environment
 from tests.needs import needs_fuse, needs_root
 
@@ -286,3 +302,41 @@ class WrongInput(DaemonCase):
             sorted(path.name for path in self.base.iterdir() if path.name != "refused.log"), ["mnt", "run", "state"]
         )
         self.assertNotIn("cfs-restart-flag", os.listdir(self.daemon.run))
+
+
+class GarbageTests(TestCase):
+    """The garbage collector and synchronisations."""
+
+    def test_synchronisation(self) -> None:
+        """It rests while entries come, and leaves a large tree out for ever."""
+        reactor = Clock()
+        limits = Limits()
+        tree = Tree.new(1)
+        view = NodeView(tree, b"n1", limits, False, False, lambda debug: None)
+        status = StatusService(StatusReplica(b"n1", 1, 1, b"10.0.0.1"), NoRoundRobin(), instant)
+        cluster = Cluster(
+            reactor,
+            Options(),
+            Ledger(reactor, MemoryStore(tree), view),  # type: ignore[arg-type]  # nothing is called from threads
+            view,
+            status,
+            LockClocks(),
+            limits,
+            HostConfiguration(reactor, "/nonexistent", lambda call: fail(OSError()), lambda command: None),
+            lambda: None,
+        )
+        self.addCleanup(gc.enable)
+        self.addCleanup(gc.unfreeze)
+        told = cluster._tree_group.mode_changed
+        for entries, kept in (2, False), (1, True):
+            self.patch(daemon, "LARGE", entries)
+            for end in Mode.SYNCED, Mode.LEAVE, Mode.START_SYNC:
+                gc.unfreeze()
+                told(Mode.UPDATE)
+                self.assertFalse(gc.isenabled())
+                told(end)
+                self.assertTrue(gc.isenabled())
+                self.assertEqual(gc.get_freeze_count() > 0, kept)
+                gc.unfreeze()
+                told(Mode.SYNCED)
+                self.assertEqual(gc.get_freeze_count(), 0)
