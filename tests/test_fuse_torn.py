@@ -68,8 +68,12 @@ class WindowTests(MountCase):
     def check(self, content: bytes) -> None:
         """Everything shows C{content}; the pages that are there only after they were read are there not."""
         for _ in range(2):
-            self.assertEqual((os.pread(self.handle, 65536, 0), os.fstat(self.handle).st_size), (content, len(content)))
-            self.assertEqual((get(self.path), os.stat(self.path).st_size), (content, len(content)))
+            for data, size in (
+                (os.pread(self.handle, 65536, 0), os.fstat(self.handle).st_size),
+                (get(self.path), os.stat(self.path).st_size),
+            ):
+                self.assertEqual((data[:30], len(data), size), (content[:30], len(content), len(content)))
+                self.assertTrue(data == content)
             os.posix_fadvise(self.handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def test_longer_and_shorter(self) -> None:
@@ -85,7 +89,7 @@ class WindowTests(MountCase):
         old, new, shorter = (bytes([number]) * (PAGE * pages + 7) for number, pages in ((1, 5), (2, 8), (3, 2)))
         self.begin(old, 2)
         self.publish(new)
-        self.assertEqual(os.pread(self.handle, 65536, 0), old)
+        self.assertTrue(os.pread(self.handle, 65536, 0) == old)
         self.check(old)
         self.publish(shorter)
         self.check(old)
@@ -463,20 +467,12 @@ class LaneTests(KernelModel):
 
     def test_a_request_that_waits(self) -> None:
         """The kernel may have asked before it was told, and have a part of each if it is answered with the new."""
-        waits = [False, True, False, False, False, False]
-        self.patch(invalidation, "requests_wait", lambda _session: bool(waits) and waits.pop(0))
-        self.publish(b"bb")
-        seen: list[int] = []
-        told = self.notified
-
-        def notified(*arguments: int) -> int:
-            seen.append(self.ask_size())
-            return told(*arguments)
-
-        self.patch(lowlevel, "notify_inode", notified)
-        self.lane()
-        self.assertEqual(seen[:2], [1, 1])
-        self.assertEqual(self.look(), (2, b"bb"))
+        for waits, told in (([False, True], 2), ([True, True, False, False], 1), ([True, False, True], 2)):
+            self.begin()
+            self.publish(b"bb")
+            self.patch(invalidation, "requests_wait", lambda _session, waits=waits: bool(waits) and waits.pop(0))
+            self.lane()
+            self.assertEqual((waits, self.told, self.look()), ([], told, (2, b"bb")))
 
     def test_own_change(self) -> None:
         self.publish(b"bb")

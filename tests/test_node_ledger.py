@@ -115,6 +115,21 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual(self.cache.changes, [(2, 3)])
         self.assertEqual(self.cache.published, [(1, 2, True), (2, 3, False)])
 
+    def test_the_kernel_cache_hears_of_a_publication_before_it(self) -> None:
+        seen: list[tuple[bool, bool]] = []
+
+        def publishing(before: Tree, delta: Delta, by_mount: bool) -> None:
+            seen.append((self.view.tree is before, by_mount))
+
+        self.patch(self.cache, "publishing", publishing)
+        self.propose("mount", Create(b"a"), by_mount=True)
+        self.propose("other", Create(b"b"))
+        self.store.settle()
+        self.store.failure = StoreError(ENOSPC, "full")
+        self.propose("refused", Create(b"c"))
+        self.store.settle()
+        self.assertEqual(seen, [(True, True), (True, False)])
+
     def test_failed_commit(self) -> None:
         self.propose("a", Create(b"a"))
         self.store.settle()

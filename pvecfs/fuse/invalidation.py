@@ -551,8 +551,11 @@ class KernelCache:
 
 def requests_wait(session: int) -> bool:
     """Whether the kernel has asked something that was not taken yet."""
+    descriptor = lowlevel.session_fd(session)
+    if descriptor < 0:
+        return False  # unmounted
     poll = select.poll()
-    poll.register(lowlevel.session_fd(session), select.POLLIN)
+    poll.register(descriptor, select.POLLIN)
     return any(event & select.POLLIN for _, event in poll.poll(0))
 
 
