@@ -174,6 +174,15 @@ class FileSystem:
 
     # Answers
 
+    def _child(self, parent: int, name: bytes) -> tuple[Tree, Numbering, Entry | None]:
+        """C{name} in the directory of node C{parent}, in the newest tree, to tell the kernel of it."""
+        tree, numbering = self._published()
+        entry = tree.child(numbering.inode_of(parent), name)
+        if self._shown and entry is not None and self._kernel.show_published(numbering.node_of(entry.inode)):
+            tree, numbering = self._published()
+            entry = tree.child(numbering.inode_of(parent), name)
+        return tree, numbering, entry
+
     def _entry_out(self, tree: Tree, numbering: Numbering, entry: Entry, attributes_valid: int = FOREVER) -> bytes:
         node = numbering.node_of(entry.inode)
         self._asked(node)
@@ -201,8 +210,7 @@ class FileSystem:
             if outcome < 0:
                 reply_err(request, -outcome)
                 return
-            tree, numbering = self._published()
-            entry = tree.child(numbering.inode_of(parent), name)
+            tree, numbering, entry = self._child(parent, name)
             if entry is None:  # somebody else has removed it already
                 reply_err(request, ENOENT)
             else:
@@ -258,11 +266,7 @@ class FileSystem:
         if parent == 1 and name in RESERVED:
             self._lookup_computed(request, name)
             return
-        tree, numbering = self._published()
-        entry = tree.child(numbering.inode_of(parent), name)
-        if self._shown and entry is not None and self._kernel.show_published(numbering.node_of(entry.inode)):
-            tree, numbering = self._published()
-            entry = tree.child(numbering.inode_of(parent), name)
+        tree, numbering, entry = self._child(parent, name)
         if entry is not None:
             reply_buf(request, self._entry_out(tree, numbering, entry), ENTRY_OUT.size)
         elif len(name) > MAX_NAME_BYTES:
@@ -434,8 +438,7 @@ class FileSystem:
         flags = file.contents.flags
 
         def finish(request: int, outcome: int) -> None:
-            tree, numbering = self._published()
-            entry = tree.child(numbering.inode_of(parent), name)
+            tree, numbering, entry = self._child(parent, name)
             if outcome in (-EEXIST, -ENOTDIR) and entry is not None:
                 # Another node was first. The kernel holds our caller for the creator, and will not truncate.
                 if flags & os.O_EXCL:
@@ -454,8 +457,7 @@ class FileSystem:
                 reply_buf(request, self._entry_out(tree, numbering, entry) + _OPENED, ENTRY_OUT.size + OPEN_OUT.size)
 
         def finish_existing(request: int, outcome: int) -> None:
-            tree, numbering = self._published()
-            entry = tree.child(numbering.inode_of(parent), name)
+            tree, numbering, entry = self._child(parent, name)
             if outcome < 0 or entry is None:
                 reply_err(request, -outcome or ENOENT)
             else:
