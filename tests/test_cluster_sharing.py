@@ -11,6 +11,8 @@ from tests.needs import needs_corosync, needs_fuse
 
 ROUNDS = 25
 
+COUNTING_SECONDS = 4.0
+
 
 def create_exclusively(path: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640))
@@ -108,6 +110,40 @@ class SharingTests(ClusterCase):
             winner = places[results.index("ok")]
             self.assertEqual(outcome(winner.rmdir), "ok")
         self.settled()
+
+    def test_counting_under_a_lock(self) -> None:
+        """Who has the lock reads what the one before has written, whether overwritten or replaced: nothing is lost."""
+        top = self.node(1).mount
+        (top / "priv/lock").mkdir(parents=True, exist_ok=True)
+        (top / "sharing").mkdir(exist_ok=True)
+        for name in "overwritten", "replaced":
+            (top / "sharing" / name).write_bytes(b"0" * 9)
+            self.settled()
+
+            def count(mount: Path, name: str = name) -> int:
+                lock, file, done = mount / "priv/lock/counter", mount / "sharing" / name, 0
+                end = time.monotonic() + COUNTING_SECONDS
+                while time.monotonic() < end:
+                    if outcome(lock.mkdir) != "ok":
+                        time.sleep(0.0005)
+                        continue
+                    text = b"%09d" % (int(file.read_bytes()) + 1)
+                    if name == "replaced":
+                        temporary = file.with_name(f"{mount.stat().st_dev}")
+                        temporary.write_bytes(text)
+                        os.rename(temporary, file)
+                    else:
+                        with open(file, "r+b", buffering=0) as opened:
+                            opened.write(text)
+                    lock.rmdir()
+                    done += 1
+                return done
+
+            counts = at_once([lambda m=node.mount: count(m) for node in self.nodes])  # type: ignore[misc]
+            self.settled()
+            self.assertTrue(all(counts), counts)
+            for node in self.nodes:
+                self.assertEqual(int((node.mount / "sharing" / name).read_bytes()), sum(counts), counts)
 
     def test_race_for_a_file(self) -> None:
         """O_EXCL: one creates it. Plain O_CREAT: all succeed, and have the one file."""

@@ -215,7 +215,8 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.addCleanup(self.stop)
 
     def start(self, lanes: int = 3) -> None:
-        for target in [self.cache.run_lane] * lanes + [self.cache.run_modes, self.cache.run_listings]:
+        others = [self.cache.run_spare_lane, self.cache.run_modes, self.cache.run_listings]
+        for target in [self.cache.run_lane] * lanes + others:
             thread = Thread(target=target, daemon=True)
             thread.start()
             self.threads.append(thread)
@@ -291,6 +292,53 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.apply(Write(b"d/other", b"x"))
         self.assertEqual(self.drain(), [(self.node(b"d/other"), "data")])
         self.assertEqual(self.node(b"d/other"), FIRST_EXCHANGED)
+
+    def test_told_outside(self) -> None:
+        """Who has got a lock waits for what came before, but not for what its own mkdir holds up."""
+        for path in b"priv", b"priv/lock", b"priv/lock/x":
+            self.apply(Mkdir(path))
+        self.start()
+        self.drain()
+        self.stop()
+        self.cache.attach(1)
+        locks = self.node(b"priv/lock")
+        self.apply(SetMtime(b"priv/lock/x", 10))
+        self.apply(Mkdir(b"priv/lock/y"))
+        done = Event()
+        self.assertTrue(self.cache.told_outside(locks, done.set))
+        self.assertTrue(done.is_set())
+        for change in Write(b"f", b"x"), Create(b"d/g"), SetMtime(b"d", 5):
+            self.apply(change)
+            done.clear()
+            self.assertFalse(self.cache.told_outside(locks, done.set), change)
+            self.assertFalse(done.is_set())
+            self.start()
+            self.assertTrue(done.wait(10))
+            self.drain()
+            self.stop()
+            self.cache.attach(1)
+            self.kernel.told.clear()
+
+    def test_spare_lane(self) -> None:
+        """When all others wait for the lock of priv/lock, everything else goes on."""
+        for path in b"priv", b"priv/lock", b"priv/lock/x", b"priv/lock/y":
+            self.apply(Mkdir(path))
+        self.start()
+        self.drain()
+        self.kernel.gate.clear()
+        self.kernel.blocks = locks = self.node(b"priv/lock")
+        self.kernel.unknown = {self.node(b"priv/lock/x"), self.node(b"priv/lock/y")}
+        for change in SetMtime(b"priv/lock/x", 10), SetMtime(b"priv/lock/y", 10), Mkdir(b"priv/lock/z"):
+            self.apply(change)
+        for number in range(3):
+            done = Event()
+            self.apply(Write(b"f", b"%d" % number))
+            self.apply(Create(b"d/%d" % number))
+            self.cache.told_outside(locks, done.set)
+            self.assertTrue(done.wait(10), number)
+        self.assertIn((self.node(b"f"), "data"), self.kernel.told)
+        self.kernel.gate.set()
+        self.drain()
 
     def test_work_is_collected(self) -> None:
         f = self.node(b"f")

@@ -9,8 +9,11 @@ holds up no other: work is collected by node, and each of a few threads (lanes) 
 Attributes need no lock at all. Losing quorum changes them all, which has a thread of its own.
 
 No answer to a request may wait for a lane: its sender can hold the very lock that all lanes wait for. (A listing holds
-its directory's lock.) The one answer that has to wait for the kernel, to drop a listing, has a thread of its own too;
-dropping that waits for nobody's answer.
+its directory's lock.) There are two exceptions. The answer that has to wait for the kernel to drop a listing has a
+thread of its own; dropping that waits for nobody's answer. And who has just got a lock, by a mkdir in C{priv/lock},
+will read what it protects: so that answer waits until the kernel was told of everything before it, except for what
+needs the kernel's lock of C{priv/lock}, which its sender holds. One lane (the spare one) takes nothing of that kind, so
+that it is never held up by it (L{KernelCache.told_outside}).
 
 An answer to a first lookup may be on its way while a change is told of: the kernel does not know the node yet, then
 learns its old attributes. It holds the directory's lock until it has, so where a node is unknown we wait for that
@@ -39,6 +42,7 @@ from pvecfs.fuse.shown import ShownFiles
 from pvecfs.interfaces import IKernelCache
 from pvecfs.log import logger
 from pvecfs.tree.entry import DT_DIR
+from pvecfs.tree.paths import LOCKS, join
 
 if TYPE_CHECKING:
     from pvecfs.fuse.graves import Graves
@@ -52,6 +56,7 @@ MAX_PENDING = 20_000
 """Names and nodes that may wait to be told. Beyond this, everything is taken back at once."""
 
 LANES = 3
+"""Besides the spare one."""
 
 QUIET = 0.0005
 """Seconds that an answer takes to its reader at most, if the processors are not too busy."""
@@ -65,6 +70,11 @@ _BARRIER = b"\x01"
 
 _EVERYTHING = -1
 """The key of L{_Work} that takes back all; no node has it."""
+
+_NOWHERE = -2
+"""No node's id."""
+
+_LOCKS_PATH = join(LOCKS)
 
 Then = Callable[[], None]
 
@@ -137,6 +147,7 @@ class KernelCache:
         # Guards all below; held for a few instructions, and never while the kernel is told something.
         self._lock = Lock()
         self._work_came = Condition(self._lock)
+        self._spare_wanted = Condition(self._lock)
         self._modes_came = Condition(self._lock)
         self._listing_came = Condition(self._lock)
         self._pending: dict[int, _Work] = {}
@@ -149,7 +160,7 @@ class KernelCache:
 
     def attach(self, session: int) -> None:
         """Begin: C{session} is mounted. Before the threads are started: L{LANES} that run L{run_lane}, one each for
-        L{run_modes} and L{run_listings}."""
+        L{run_spare_lane}, L{run_modes} and L{run_listings}."""
         self._session = session
         self._nodes.begin()
         self.shown.begin()
@@ -164,7 +175,7 @@ class KernelCache:
             self._pending.clear()
             self._listings.clear()
             self._modes = None
-            for came in (self._work_came, self._modes_came, self._listing_came):
+            for came in (self._work_came, self._spare_wanted, self._modes_came, self._listing_came):
                 came.notify_all()
         self.shown.end()
         _call_all(then)
@@ -331,6 +342,27 @@ class KernelCache:
         if not unfinished:
             then()
 
+    def told_outside(self, directory: int, then: Then) -> bool:
+        """Call C{then}, on some thread, as soon as the kernel was told of all that this object was told before, but for
+        what needs the kernel's lock of C{directory}, a node id: the caller's caller holds it.
+
+        @return: whether it was called already.
+        """
+        with self._lock:
+            unfinished = [
+                work
+                for works in (self._pending, self._busy)
+                for node, work in works.items()
+                if _is_outside(directory, node, work)
+            ]
+            if unfinished:
+                countdown = _Countdown(self._lock, len(unfinished), then)
+                for work in unfinished:
+                    work.then.append(countdown)
+        if not unfinished:
+            then()
+        return not unfinished
+
     @property
     def pending(self) -> int:
         """How many nodes and names wait to be told."""
@@ -365,26 +397,47 @@ class KernelCache:
         """If there is something for it: what waits for a node that is busy is for the lane that is busy with it."""
         if any(node not in self._busy for node in self._pending):
             self._work_came.notify()
+            if len(self._busy) >= LANES:
+                self._spare_wanted.notify()
 
     def _take(self) -> tuple[int, _Work] | None:
         for node in self._pending:
             if node not in self._busy:
-                work = self._pending.pop(node)
-                self._names -= len(work.names)
-                self._busy[node] = work
-                return node, work
+                return self._taken(node)
         return None
+
+    def _take_outside_locks(self) -> tuple[int, _Work] | None:
+        tree, numbering = self._nodes.published()
+        locks = tree.lookup(_LOCKS_PATH)
+        directory = _NOWHERE if locks is None else numbering.node_of(locks.inode)
+        for node, work in self._pending.items():
+            if node not in self._busy and _is_outside(directory, node, work):
+                return self._taken(node)
+        return None
+
+    def _taken(self, node: int) -> tuple[int, _Work]:
+        work = self._pending.pop(node)
+        self._names -= len(work.names)
+        self._busy[node] = work
+        return node, work
 
     # Threads
 
     def run_lane(self) -> None:
         """Tell the kernel what waits, until L{stop}; on a thread of its own, several of them at once."""
+        self._run(self._take, self._work_came)
+
+    def run_spare_lane(self) -> None:
+        """The same, when all lanes are busy, and nothing that needs the kernel's lock of C{priv/lock}."""
+        self._run(self._take_outside_locks, self._spare_wanted)
+
+    def _run(self, take: Callable[[], tuple[int, _Work] | None], came: Condition) -> None:
         while True:
             with self._lock:
-                while (taken := self._take() if self._running else None) is None:
+                while (taken := take() if self._running else None) is None:
                     if not self._running:
                         return
-                    self._work_came.wait()
+                    came.wait()
                 self._wake_a_lane()  # one after the other: a lane that will wait has woken the next before
             node, work = taken
             try:
@@ -547,6 +600,11 @@ class KernelCache:
         """What the kernel does not know it need not be told; and the mount may have ended."""
         if result not in (0, -ENOENT, -ENODEV) and self._running:
             _log.warn("the kernel refused to be told of a change: {reason}", reason=os.strerror(-result))
+
+
+def _is_outside(directory: int, node: int, work: _Work) -> bool:
+    """Whether C{work} of C{node} can be done while the kernel's lock of C{directory} is held."""
+    return node not in (directory, _EVERYTHING) and directory not in work.parents
 
 
 def requests_wait(session: int) -> bool:

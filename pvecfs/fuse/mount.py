@@ -146,7 +146,7 @@ class FuseMount(Service):
 
     def _start_threads(self, session: int) -> None:
         cache = self.kernel_cache
-        tells = [cache.run_lane] * LANES + [cache.run_modes, cache.run_listings]
+        tells = [cache.run_lane] * LANES + [cache.run_spare_lane, cache.run_modes, cache.run_listings]
         self._intake = intake = Intake(self._reactor, session, lambda goes_on: self.on_burst(goes_on))
         self._files.submit = intake.submit
         count = 1 + len(tells)
