@@ -87,7 +87,7 @@ def instant() -> Instant:
 class Cluster:
     """What a node has in a cluster: two groups, quorum, the cluster's configuration. Reactor thread only.
 
-    @param thread_began: called on each thread that sends to a group.
+    @param realtime: of the threads that send to a group, and when we fall behind it.
     @ivar proposer: proposes changes to the cluster.
     """
 
@@ -101,13 +101,13 @@ class Cluster:
         locks: LockClocks,
         limits: Limits,
         host_conf: HostConfiguration,
-        thread_began: Callable[[], None],
+        realtime: RealTimeThreads,
     ) -> None:
         self._ledger = ledger
         self._view = view
         self._status = status
         self._host_conf = host_conf
-        self._thread_began = thread_began
+        self._realtime = realtime
         self._corosync = CorosyncServices(reactor, self, self)
         replica = TreeReplica(ledger.newest, locks)
         self._tree_group = self._group(reactor, replica, options["verify-interval"])
@@ -145,7 +145,8 @@ class Cluster:
             reactor,
             application.group_name.encode(),
             self._corosync.quorum.dispatch_pending,
-            thread_began=self._thread_began,
+            thread_began=self._realtime.this_thread,
+            fell_behind=self._realtime.catch_up,
         )
         machine = GroupMachine(application, random.random, verify_interval)
         return GroupService(reactor, connection, machine, instant)
@@ -248,9 +249,7 @@ class NodeService(Service):
         realtime = RealTimeThreads(self._reactor)
         if in_cluster:
             host_conf = HostConfiguration(self._reactor, str(conf), deferToThread, self._run_command)
-            cluster = Cluster(
-                self._reactor, options, ledger, view, status, locks, limits, host_conf, realtime.this_thread
-            )
+            cluster = Cluster(self._reactor, options, ledger, view, status, locks, limits, host_conf, realtime)
             proposer = cluster.proposer
         else:
             proposer = LocalProposer(ledger, limits, time.time, time.monotonic, locks)

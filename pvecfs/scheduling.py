@@ -4,7 +4,7 @@ Corosync runs under SCHED_RR at the highest priority (C{sched_rr}, C{priority} i
 on its way it wakes up again and again, and each time takes the processor from a daemon of normal priority. At the same
 priority the daemon finishes its turn first, most of them far shorter than the 0.1 s after which SCHED_RR has equals
 take turns. That is so while somebody on this node waits for changes. What others change has time: where there are few
-processors for many threads, it is better that corosync goes on.
+processors for many threads, it is better that corosync goes on. But not if that makes us fall behind.
 
 A daemon that computes for long must not keep others off the processor. So the kernel watches (RLIMIT_RTTIME, see
 setrlimit(2)): a thread that computes for L{LONGEST_TURN} without waiting for anything has SIGXCPU sent to the process.
@@ -40,6 +40,9 @@ token timeout, 1 s and more; between equals it is its turn after 0.1 s anyway. N
 
 PAUSE = 1.0
 """Seconds at normal priority after that. So of long work at most a twentieth is done at real-time priority."""
+
+CATCH_UP = 0.05
+"""Seconds at real-time priority for who fell behind."""
 
 Limits = tuple[int, int]
 """Soft and hard RLIMIT_RTTIME, microseconds."""
@@ -119,7 +122,8 @@ class RealTimeThreads:
         self._before: tuple[Limits, Handler] | None = None
         self._wanted = False
         self._raised = False
-        self._again: IDelayedCall | None = None
+        self._again: IDelayedCall | None = None  # during a pause
+        self._caught_up: IDelayedCall | None = None  # during a catch-up
 
     def this_thread(self) -> None:
         """The calling thread is to be one of them. Any thread; it is, soon after the reactor runs."""
@@ -146,14 +150,27 @@ class RealTimeThreads:
         self._raise_all()  # to know now whether we may
         if self._before is not None:
             _log.info("real-time priority for the threads that changes pass through")
-            self.want(self._wanted)
+            self._update()
 
     def want(self, wanted: bool) -> None:
         """Whether real-time priority is wanted now. (It takes 10 to 20 microseconds.)"""
         self._wanted = wanted
+        self._update()
+
+    def catch_up(self) -> None:
+        """It is wanted for L{CATCH_UP}, whatever L{want} says."""
+        if self._before is not None and self._caught_up is None:
+            self._caught_up = self._reactor.callLater(CATCH_UP, self._catch_up_over)
+            self._update()
+
+    def _catch_up_over(self) -> None:
+        self._caught_up = None
+        self._update()
+
+    def _update(self) -> None:
         if self._before is None:
             return
-        if not wanted:
+        if not self._wanted and self._caught_up is None:
             self._lower()
         elif self._again is None and not self._raised:
             self._raise_all()
@@ -164,9 +181,10 @@ class RealTimeThreads:
         if before is None:
             return
         self._lower()
-        again, self._again = self._again, None
-        if again is not None:
-            again.cancel()
+        calls, self._again, self._caught_up = (self._again, self._caught_up), None, None
+        for call in calls:
+            if call is not None:
+                call.cancel()
         limits, handler = before
         with suppress(OSError, ValueError):
             self._system.set_limits(limits)
@@ -179,7 +197,7 @@ class RealTimeThreads:
 
     def _paused(self) -> None:
         self._again = None
-        self.want(self._wanted)
+        self._update()
 
     def _raise(self, threads: Iterable[int]) -> None:
         self._raised = True  # first: when the signal comes now, it is undone

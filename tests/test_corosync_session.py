@@ -30,7 +30,7 @@ from pvecfs.corosync.libcpg import ATOMIC_SIZE, ConfigurationChanged, Delivered
 from pvecfs.corosync.libquorum import QuorumChanged
 from pvecfs.corosync.quorum import QuorumConnection
 from pvecfs.corosync.service import PersistentConnection
-from pvecfs.corosync.session import Session
+from pvecfs.corosync.session import LATE_SECONDS, Session
 from pvecfs.errors import CorosyncUnavailable, TryAgain
 from pvecfs.interfaces import IClusterConfigListener, IGroupConnection, IGroupListener, IQuorumListener
 from pvecfs.replica.member import Member
@@ -217,8 +217,17 @@ class ConnectionCase(SynchronousTestCase):
         self.quorum_library = DoubleLibrary()
         self.diary = Diary()
         self.quorum = QuorumConnection(cast(Any, self.reactor), cast(Any, lambda: self.quorum_library))
+        self.times_behind = 0
+
+        def fell_behind() -> None:
+            self.times_behind += 1
+
         self.group = GroupConnection(
-            cast(Any, self.reactor), b"pve_dcdb_v1", self.quorum.dispatch_pending, cast(Any, lambda: self.library)
+            cast(Any, self.reactor),
+            b"pve_dcdb_v1",
+            self.quorum.dispatch_pending,
+            cast(Any, lambda: self.library),
+            fell_behind=fell_behind,
         )
         self.addCleanup(self.quorum.close)
         self.addCleanup(self.group.close)
@@ -308,6 +317,18 @@ class GroupTests(ConnectionCase):
         session.doRead()
         self.assertNotIn(session, self.reactor.readers)
 
+    def test_falling_behind(self) -> None:
+        """It is noticed when messages have gathered for much too long."""
+        session = self.open()
+        for late, count in (0.0, 0), (LATE_SECONDS * 0.9, 0), (LATE_SECONDS * 1.1, 1):
+            self.library.events.append(message(b"1", sender=2))
+            session.doRead()
+            self.reactor.rightNow += late
+            self.library.events.append(message(b"2", sender=2))
+            self.reactor.advance(REST_SECONDS)
+            self.assertEqual(self.times_behind, count)
+            self.reactor.advance(REST_SECONDS)
+
     def test_closed_while_gathering(self) -> None:
         session = self.open()
         self.library.events.append(message(b"1", sender=2))
@@ -324,6 +345,7 @@ class GroupTests(ConnectionCase):
         self.library.events.extend(message(b"%d" % number) for number in range(100))
         session.doRead()
         self.assertTrue(1 <= len(self.diary.entries) - 1 < 50, len(self.diary.entries))
+        self.assertEqual(self.times_behind, 1)
         while self.library.events:
             session.doRead()
         self.assertEqual(self.diary.entries[1:], [("message", b"%d" % number) for number in range(100)])

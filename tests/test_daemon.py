@@ -24,6 +24,7 @@ from pvecfs.node.status import NoRoundRobin, StatusService
 from pvecfs.node.view import NodeView
 from pvecfs.replica.kvstore import StatusReplica
 from pvecfs.replica.machine import Mode
+from pvecfs.scheduling import RealTimeThreads
 from pvecfs.store.memory import MemoryStore
 from pvecfs.tap import Options
 from pvecfs.tree.admission import Limits
@@ -323,7 +324,7 @@ class GarbageTests(TestCase):
             LockClocks(),
             limits,
             HostConfiguration(reactor, "/nonexistent", lambda call: fail(OSError()), lambda command: None),
-            lambda: None,
+            RealTimeThreads(reactor),  # type: ignore[arg-type]  # as above
         )
         self.addCleanup(gc.enable)
         self.addCleanup(gc.unfreeze)

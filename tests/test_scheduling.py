@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from pvecfs.scheduling import LONGEST_TURN, PAUSE, Handler, Limits, Linux, Reactor, RealTimeThreads
+from pvecfs.scheduling import CATCH_UP, LONGEST_TURN, PAUSE, Handler, Limits, Linux, Reactor, RealTimeThreads
 from tests.cluster_support import ClusterCase, LabNode, eventually
 from tests.needs import needs_corosync, needs_fuse, needs_realtime
 
@@ -147,6 +147,29 @@ class RealTimeThreadsTests(SynchronousTestCase):
             self.threads.want(wanted)
             self.reactor.advance(PAUSE)
             self.assertEqual(self.system.real_time, {ME, 1} if wanted else set())
+
+    def test_catch_up(self) -> None:
+        """For a while after falling behind, also if nobody wants it otherwise."""
+        self.threads.catch_up()
+        self.threads.want(False)
+        self.threads.start()
+        self.assertEqual(self.system.real_time, set())
+        self.threads.catch_up()
+        self.reactor.advance(CATCH_UP / 2)
+        self.threads.catch_up()
+        self.threads.want(True)
+        self.threads.want(False)
+        self.assertEqual(self.system.real_time, {ME, 1})
+        self.reactor.advance(CATCH_UP / 2)
+        self.assertEqual(self.system.real_time, set())
+        self.threads.catch_up()
+        self.threads.want(True)
+        self.reactor.advance(CATCH_UP)
+        self.assertEqual(self.system.real_time, {ME, 1})
+        self.threads.catch_up()
+        self.threads.stop()
+        self.assertEqual(self.system.real_time, set())
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_threads_that_come_later(self) -> None:
         """One that announces itself is raised by the reactor; with the others if it comes before the start."""

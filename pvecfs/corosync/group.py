@@ -47,6 +47,7 @@ class GroupConnection:
 
     @param before_dispatch: called before every event that is told to the listener: it handles pending quorum events.
     @param thread_began: called on each session's thread before everything else.
+    @param fell_behind: called when messages come faster than they are taken, or waited for much longer than they should.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class GroupConnection:
         before_dispatch: Callable[[], None] = lambda: None,
         library: Callable[[], LibCpg] = libcpg,
         thread_began: Callable[[], None] = lambda: None,
+        fell_behind: Callable[[], None] = lambda: None,
     ) -> None:
         self._reactor = reactor
         self._name = group_name
         self._before_dispatch = before_dispatch
         self._load = library
         self._thread_began = thread_began
+        self._fell_behind = fell_behind
         self._session: Session | None = None
         self._listener: IGroupListener | None = None
         self._member: Member | None = None
@@ -90,6 +93,7 @@ class GroupConnection:
             self._lost,
             self._thread_began,
         )
+        self._session.late = self._fell_behind
         self._session.start()
 
     def close(self) -> None:
@@ -190,6 +194,7 @@ class GroupConnection:
                     return
                 self._tell(session, self._listener, event)
             if time.monotonic() > deadline:
+                self._fell_behind()
                 return
             if not session.pending:
                 if self._unheard < unheard:

@@ -34,6 +34,9 @@ _log = logger("corosync")
 
 T = TypeVar("T")
 
+LATE_SECONDS = 0.02
+"""A rest that ends by so much too late means that the reactor had to wait for a processor, or for something long."""
+
 PATIENCE = 1.0
 """Seconds that an orderly finalize may take before its socket is shut down."""
 
@@ -123,6 +126,7 @@ class Session:
     @param readable: called when there may be something to dispatch.
     @param lost: called once, when the session failed; it is closed then.
     @param thread_began: called on the session's thread before everything else.
+    @ivar late: called when a rest ended L{LATE_SECONDS} too late.
     """
 
     def __init__(
@@ -151,6 +155,7 @@ class Session:
         self._connected = False
         self._descriptor = -1
         self._look: IDelayedCall | None = None
+        self.late: Callable[[], None] = lambda: None
 
     @property
     def open(self) -> bool:
@@ -262,7 +267,10 @@ class Session:
         return self._look is not None
 
     def _rested(self) -> None:
-        self._look = None
+        look, self._look = self._look, None
+        assert look is not None
+        if self._reactor.seconds() - look.getTime() > LATE_SECONDS:
+            self.late()
         if self.pending:
             self.doRead()
         if self._look is None:
