@@ -335,10 +335,7 @@ class KernelCache:
         with self._lock:
             unfinished = [*self._pending.values(), *self._busy.values()]
             unfinished += [work for work in (self._modes, self._busy_modes) if work is not None]
-            if unfinished:
-                countdown = _Countdown(self._lock, len(unfinished), then)
-                for work in unfinished:
-                    work.then.append(countdown)
+            self._call_after(unfinished, then)
         if not unfinished:
             then()
 
@@ -355,10 +352,7 @@ class KernelCache:
                 for node, work in works.items()
                 if _is_outside(directory, node, work)
             ]
-            if unfinished:
-                countdown = _Countdown(self._lock, len(unfinished), then)
-                for work in unfinished:
-                    work.then.append(countdown)
+            self._call_after(unfinished, then)
         if not unfinished:
             then()
         return not unfinished
@@ -369,6 +363,11 @@ class KernelCache:
         return len(self._pending) + self._names
 
     # Below, up to the threads: with the condition held.
+
+    def _call_after(self, unfinished: list[_Work], then: Then) -> None:
+        countdown = _Countdown(self._lock, len(unfinished), then)
+        for work in unfinished:
+            work.then.append(countdown)
 
     def _work(self, node: int) -> _Work:
         work = self._pending.get(node)
