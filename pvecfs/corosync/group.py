@@ -47,7 +47,7 @@ class GroupConnection:
 
     @param before_dispatch: called before every event that is told to the listener: it handles pending quorum events.
     @param thread_began: called on each session's thread before everything else.
-    @param fell_behind: called when messages come faster than they are taken, or waited for much longer than they should.
+    @param fell_behind: called when messages come faster than they are taken, or waited for much too long.
     """
 
     def __init__(
