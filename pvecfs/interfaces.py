@@ -144,7 +144,7 @@ class INodeView(Interface):
 
 class IKernelCache(Interface):
     """What the kernel remembers of the mount, to be told of changes it cannot know. Any thread, never blocks:
-    the work happens on a thread that holds no lock and that nobody waits for."""
+    the work happens on a thread that holds no lock and that nobody waits for (but who takes a lock in C{priv/lock})."""
 
     def publishing(before: Tree, delta: Delta, by_mount: bool) -> None:
         """C{delta}, a change of the published tree C{before}, is committed, and will be published next; L{changed}

@@ -36,23 +36,23 @@ class ReadAfterLockTests(MountCase):
     def change(self, *change: object) -> None:
         self.assertGreaterEqual(self.node.ask("change", *change), 0)
 
-    def test_overwritten(self) -> None:
-        self.change("write", self.name, "new, and longer", 0, True)
+    def check_new_is_read(self) -> None:
+        """Who takes the lock before the kernel was told reads what is told then."""
         thread = self.take()
         thread.join(LOCK_PATIENCE / 3)
         self.node.ask("held", False)
         thread.join(10)
         self.assertEqual(self.seen, b"new, and longer")
 
+    def test_overwritten(self) -> None:
+        self.change("write", self.name, "new, and longer", 0, True)
+        self.check_new_is_read()
+
     def test_replaced(self) -> None:
         self.change("create", self.name + ".tmp")
         self.change("write", self.name + ".tmp", "new, and longer")
         self.change("rename", self.name + ".tmp", self.name)
-        thread = self.take()
-        thread.join(LOCK_PATIENCE / 3)
-        self.node.ask("held", False)
-        thread.join(10)
-        self.assertEqual(self.seen, b"new, and longer")
+        self.check_new_is_read()
 
     def test_patience(self) -> None:
         """Nobody hangs, should it ever come to that."""

@@ -92,8 +92,8 @@ class GroupConnection:
             self._readable,
             self._lost,
             self._thread_began,
+            self._fell_behind,
         )
-        self._session.late = self._fell_behind
         self._session.start()
 
     def close(self) -> None:

@@ -126,7 +126,7 @@ class Session:
     @param readable: called when there may be something to dispatch.
     @param lost: called once, when the session failed; it is closed then.
     @param thread_began: called on the session's thread before everything else.
-    @ivar late: called when a rest ended L{LATE_SECONDS} too late.
+    @param late: called when a rest ended L{LATE_SECONDS} too late.
     """
 
     def __init__(
@@ -139,6 +139,7 @@ class Session:
         readable: Callable[[], None],
         lost: Callable[[CorosyncUnavailable], None],
         thread_began: Callable[[], None] = lambda: None,
+        late: Callable[[], None] = lambda: None,
     ) -> None:
         self._reactor = reactor
         self._load = library
@@ -147,6 +148,7 @@ class Session:
         self._opened = opened
         self._readable = readable
         self._lost = lost
+        self._late = late
         self._closing = threading.Event()
         self.lane = Lane(name, thread_began)
         self.handle = 0
@@ -155,7 +157,6 @@ class Session:
         self._connected = False
         self._descriptor = -1
         self._look: IDelayedCall | None = None
-        self.late: Callable[[], None] = lambda: None
 
     @property
     def open(self) -> bool:
@@ -270,7 +271,7 @@ class Session:
         look, self._look = self._look, None
         assert look is not None
         if self._reactor.seconds() - look.getTime() > LATE_SECONDS:
-            self.late()
+            self._late()
         if self.pending:
             self.doRead()
         if self._look is None:

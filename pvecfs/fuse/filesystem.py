@@ -192,17 +192,19 @@ class FileSystem:
 
     def _entry_out(self, tree: Tree, numbering: Numbering, entry: Entry, attributes_valid: int = FOREVER) -> bytes:
         node = numbering.node_of(entry.inode)
-        self._asked(node)
-        shown = self._find_shown(node) if self._shown else None
-        attributes = self._attributes.of_entry(tree, entry, node, self._view.quorate, shown)
-        return ENTRY_OUT.pack(node, 0, FOREVER, attributes_valid, 0, 0, *attributes)
+        return ENTRY_OUT.pack(node, 0, FOREVER, attributes_valid, 0, 0, *self._attributes_for_kernel(tree, entry, node))
 
     def _reply_entry_attributes(self, request: int, tree: Tree, entry: Entry, node: int, valid: int) -> None:
-        """Answer with the attributes of C{entry} in C{tree}, as the kernel shall know them."""
+        self._reply_attributes(request, self._attributes_for_kernel(tree, entry, node), valid)
+
+    def _attributes_for_kernel(self, tree: Tree, entry: Entry, node: int) -> tuple[int, ...]:
+        """The attributes of C{entry} in C{tree}, as the kernel shall know them."""
         self._asked(node)
-        shown = self._find_shown(node) if self._shown else None
-        attributes = self._attributes.of_entry(tree, entry, node, self._view.quorate, shown)
-        self._reply_attributes(request, attributes, valid)
+        return self._attributes.of_entry(tree, entry, node, self._view.quorate, self._shown_instead(node))
+
+    def _shown_instead(self, node: int) -> Entry | None:
+        """What is shown of C{node} instead of what the tree has, which was taken before: see L{pvecfs.fuse.shown}."""
+        return self._find_shown(node) if self._shown else None
 
     def _reply_attributes(self, request: int, attributes: tuple[int, ...], valid: int) -> None:
         reply_buf(request, ATTR_OUT.pack(valid, 0, 0, *attributes), ATTR_OUT.size)
@@ -331,7 +333,7 @@ class FileSystem:
         if entry is not None:
             self._reply_entry_attributes(request, tree, entry, node, FOREVER)
             return
-        gone = (self._find_shown(node) if self._shown else None) or self._graves.find(node)
+        gone = self._shown_instead(node) or self._graves.find(node)
         if gone is not None:
             self._reply_attributes(request, self._attributes.of_gone(gone, node), 0)
         else:
@@ -366,8 +368,7 @@ class FileSystem:
         else:
             self._asked(node)
             entry = self._find(node)[1] or self._graves.find(node)
-            if self._shown:
-                entry = self._find_shown(node) or entry
+            entry = self._shown_instead(node) or entry
             data = None if entry is None else entry.data
         if data is None:
             reply_err(request, ENOENT)

@@ -42,7 +42,7 @@ from pvecfs.fuse.shown import ShownFiles
 from pvecfs.interfaces import IKernelCache
 from pvecfs.log import logger
 from pvecfs.tree.entry import DT_DIR
-from pvecfs.tree.paths import LOCKS, join
+from pvecfs.tree.locks import lock_directory
 
 if TYPE_CHECKING:
     from pvecfs.fuse.graves import Graves
@@ -73,8 +73,6 @@ _EVERYTHING = -1
 
 _NOWHERE = -2
 """No node's id."""
-
-_LOCKS_PATH = join(LOCKS)
 
 Then = Callable[[], None]
 
@@ -407,7 +405,7 @@ class KernelCache:
 
     def _take_outside_locks(self) -> tuple[int, _Work] | None:
         tree, numbering = self._nodes.published()
-        locks = tree.lookup(_LOCKS_PATH)
+        locks = lock_directory(tree)
         directory = _NOWHERE if locks is None else numbering.node_of(locks.inode)
         for node, work in self._pending.items():
             if node not in self._busy and _is_outside(directory, node, work):

@@ -17,6 +17,11 @@ LIFETIME = 120.0
 """Seconds that a lock holds since it was first seen, or renewed."""
 
 
+def lock_directory(tree: Tree) -> Entry | None:
+    """C{priv/lock}, if there is one."""
+    return tree.lookup(join(LOCKS))
+
+
 def find_lock(tree: Tree, path: bytes) -> Entry | None:
     """The lock at C{path}: a directory, direct child of ``priv/lock``."""
     if not is_lock(split(path)):
@@ -101,7 +106,7 @@ class LockClocks:
 
     def resynchronised(self, tree: Tree, now: float) -> None:
         """The tree was loaded, or a synchronisation committed: clocks of locks that are the same keep running."""
-        directory = tree.lookup(join(LOCKS))
+        directory = lock_directory(tree)
         names = () if directory is None else tree.children(directory.inode)
         paths = {join((*LOCKS, name)) for name in names}
         for path in self._clocks.keys() - paths:
