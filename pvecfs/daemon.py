@@ -29,6 +29,7 @@ from pvecfs.corosync.service import CorosyncServices
 from pvecfs.fuse.mount import FuseMount, MountFailed
 from pvecfs.interfaces import IClusterConfigListener, IProposer, IQuorumListener
 from pvecfs.ipc.service import IpcService
+from pvecfs.latency import ProcessorLatency
 from pvecfs.log import logger, set_verbose
 from pvecfs.node import host
 from pvecfs.node.cluster import ClusterProposer, GroupService
@@ -294,8 +295,13 @@ class NodeService(Service):
             if store.thread_id is not None:
                 realtime.add(store.thread_id)
             self._reactor.callWhenRunning(realtime.start)
-            mount.on_burst = realtime.want
+            mount.on_burst.append(realtime.want)
             self._stop_steps.append(("the real-time threads", realtime.stop))
+        if not options["no-cpu-latency"]:
+            latency = ProcessorLatency(self._reactor)
+            self._reactor.callWhenRunning(latency.start)
+            mount.on_burst.append(latency.want)
+            self._stop_steps.append(("the processors' latency", latency.stop))
         _log.info(
             "node {name} ({address}), {mode}, {count} entries, on {mountpoint}",
             name=name,

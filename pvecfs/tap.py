@@ -78,6 +78,7 @@ class Options(usage.Options):
         ["debug", "d", "Start with verbose logging."],
         ["no-ipc", None, "Offer no libqb service."],
         ["no-realtime", None, "In a cluster, leave all threads at normal priority."],
+        ["no-cpu-latency", None, "Let idle processors sleep as they like while changes come."],
     ]
     optParameters: ClassVar = [
         ["mountpoint", None, "/etc/pve", "Where to mount.", path("mountpoint")],

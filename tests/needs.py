@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes.util
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from typing import TypeVar
+
+from pvecfs.latency import DEVICE, SHALLOW
 
 T = TypeVar("T")
 
@@ -60,3 +63,12 @@ def needs_realtime() -> Callable[[T], T]:
         return _needs(f"needs real-time priority: {error.strerror}")
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return _needs(None)
+
+
+def needs_cpu_latency() -> Callable[[T], T]:
+    """That a wish can be uttered how soon processors wake up, and nobody utters one all the time."""
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return _needs(f"needs {DEVICE}")
+    with open(DEVICE, "rb", buffering=0) as device:
+        held = int.from_bytes(device.read(4), sys.byteorder) <= SHALLOW
+    return _needs(f"needs a machine where no other process keeps processors awake ({DEVICE})" if held else None)

@@ -32,6 +32,7 @@ OPTIONS = [
     "ipc-name",
     "no-ipc",
     "no-realtime",
+    "no-cpu-latency",
     "rrd-dir",
     "rrdcached-socket",
     "max-size",

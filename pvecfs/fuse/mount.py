@@ -53,8 +53,8 @@ class FuseMount(Service):
 
     @ivar kernel_cache: to be told of changes that do not come through this mount, an L{IKernelCache}.
     @ivar on_lost: called on the reactor thread when the mount was taken away from outside (umount).
-    @ivar on_burst: called on the reactor thread when changes begin to come through the mount (C{True}), and when there
-        was none for L{pvecfs.fuse.intake.QUIET} (C{False}).
+    @ivar on_burst: each is called on the reactor thread when changes begin to come through the mount (C{True}), and
+        when there was none for L{pvecfs.fuse.intake.QUIET} (C{False}).
 
     @param place: the mountpoint; made if missing.
     @param owner: uid of everything.
@@ -83,7 +83,7 @@ class FuseMount(Service):
         nodes = NodeIds(view)
         self.kernel_cache = KernelCache(nodes, graves)
         self.on_lost = on_lost
-        self.on_burst: Callable[[bool], None] = lambda goes_on: None
+        self.on_burst: list[Callable[[bool], None]] = []
         self._reactor = reactor
         self._files = FileSystem(
             reactor, view, proposer, Attributes(owner, group), graves, self.kernel_cache, nodes, alone
@@ -144,10 +144,14 @@ class FuseMount(Service):
             raise MountFailed(self._place, _reason())
         return session
 
+    def _tell_of_burst(self, goes_on: bool) -> None:
+        for told in self.on_burst:
+            told(goes_on)
+
     def _start_threads(self, session: int) -> None:
         cache = self.kernel_cache
         tells = [cache.run_lane] * LANES + [cache.run_spare_lane, cache.run_modes, cache.run_listings]
-        self._intake = intake = Intake(self._reactor, session, lambda goes_on: self.on_burst(goes_on))
+        self._intake = intake = Intake(self._reactor, session, self._tell_of_burst)
         self._files.submit = intake.submit
         count = 1 + len(tells)
         self._pool = pool = _Threads(count, count, "fuse")
