@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from pvecfs.fuse import lowlevel
-from pvecfs.fuse.intake import AT_ONCE, QUIET, Intake
+from pvecfs.fuse.intake import AT_ONCE, QUIET, UNDER_WAY, Intake
 
 
 class MemoryReactor(Clock):
@@ -53,7 +53,8 @@ class IntakeTests(SynchronousTestCase):
         self.patch(lowlevel, "session_process", lambda session, buffer: self.answered.append(session))
         self.reactor = MemoryReactor()
         self.bursts: list[bool] = []
-        self.intake = Intake(self.reactor, 7, self.bursts.append)
+        self.under_way = 0
+        self.intake = Intake(self.reactor, 7, lambda: self.under_way, self.bursts.append)
         self.submitted: list[object] = []
 
     def receive(self, session: int, buffer: Any) -> int:
@@ -104,6 +105,23 @@ class IntakeTests(SynchronousTestCase):
         self.intake.rest()
         self.intake.rest()
         self.assertEqual(self.bursts, [True, False, True, False])
+
+    def test_under_way(self) -> None:
+        """A change that waits for its answer keeps the burst up, but not for ever."""
+        self.change_on_thread("a")
+        self.reactor.run()
+        self.under_way = 1
+        self.reactor.pump([QUIET] * 4)
+        self.assertEqual(self.bursts, [True])
+        self.under_way = 0
+        self.reactor.advance(QUIET)
+        self.assertEqual(self.bursts, [True, False])
+        self.change_on_thread("b")
+        self.reactor.run()
+        self.under_way = 1
+        self.reactor.pump([QUIET] * (round(UNDER_WAY / QUIET) + 1))
+        self.assertEqual(self.bursts, [True, False, True, False])
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_others_have_their_turn(self) -> None:
         self.waiting = AT_ONCE + 3

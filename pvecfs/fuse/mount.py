@@ -54,7 +54,7 @@ class FuseMount(Service):
     @ivar kernel_cache: to be told of changes that do not come through this mount, an L{IKernelCache}.
     @ivar on_lost: called on the reactor thread when the mount was taken away from outside (umount).
     @ivar on_burst: each is called on the reactor thread when changes begin to come through the mount (C{True}), and
-        when there was none for L{pvecfs.fuse.intake.QUIET} (C{False}).
+        when there was none for L{pvecfs.fuse.intake.QUIET} and none is under way (C{False}).
 
     @param place: the mountpoint; made if missing.
     @param owner: uid of everything.
@@ -151,7 +151,7 @@ class FuseMount(Service):
     def _start_threads(self, session: int) -> None:
         cache = self.kernel_cache
         tells = [cache.run_lane] * LANES + [cache.run_spare_lane, cache.run_modes, cache.run_listings]
-        self._intake = intake = Intake(self._reactor, session, self._tell_of_burst)
+        self._intake = intake = Intake(self._reactor, session, lambda: self._files.waiting, self._tell_of_burst)
         self._files.submit = intake.submit
         count = 1 + len(tells)
         self._pool = pool = _Threads(count, count, "fuse")
