@@ -27,6 +27,7 @@ from zope.interface import implementer
 from pvecfs.corosync.group import GroupConnection
 from pvecfs.corosync.service import CorosyncServices
 from pvecfs.fuse.mount import FuseMount, MountFailed
+from pvecfs.heap import prepare
 from pvecfs.interfaces import IClusterConfigListener, IProposer, IQuorumListener
 from pvecfs.ipc.service import IpcService
 from pvecfs.latency import ProcessorLatency
@@ -315,6 +316,7 @@ class NodeService(Service):
         """The reactor runs: signals are ours, so that an orderly stop exits with 0; and we are ready."""
         for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
             signal.signal(number, self._signalled)
+        prepare()
         # The tree is no garbage, see LARGE.
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)

@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from zope.interface import implementer
 
+from pvecfs.heap import prepare
 from pvecfs.interfaces import IStore, Settled
 from pvecfs.log import logger
 from pvecfs.store import rows
@@ -270,6 +271,7 @@ class SqliteStore:
     # The store's thread
 
     def _run(self, queue: Mailbox[_Commit | _Task | None]) -> None:
+        prepare()
         patience: float | None = None
         while True:
             items = queue.take(patience)
