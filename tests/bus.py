@@ -6,12 +6,21 @@ Small and strict: everything is delivered in lockstep, one message at a time, to
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from pvecfs.replica.application import GroupApplication
-from pvecfs.replica.effects import Effect, Halt, Leave, Log, Multicast
+from pvecfs.replica.effects import Effect, Halt, Leave, Log, Multicast, MulticastSeries
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
+
+
+def one_by_one(effects: Iterable[Effect]) -> Iterator[Effect]:
+    """C{effects}, with each message of a series on its own."""
+    for effect in effects:
+        if isinstance(effect, MulticastSeries):
+            yield from effect.multicasts
+        else:
+            yield effect
 
 
 class Node:
@@ -30,7 +39,7 @@ class Node:
         self.halted = False
 
     def carry_out(self, effects: Iterable[Effect]) -> None:
-        for effect in effects:
+        for effect in one_by_one(effects):
             if isinstance(effect, Multicast):
                 self.bus.multicast(self.member, effect.message)
             elif isinstance(effect, Leave):

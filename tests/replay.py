@@ -22,6 +22,7 @@ from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import STATE_HEAD_SIZE, Header, MessageType, Normal, decode
 from pvecfs.tree.entry import ROOT_INODE, Entry
 from pvecfs.tree.tree import Tree
+from tests.bus import one_by_one
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN = GOLDEN / "cluster-run"
@@ -120,7 +121,7 @@ class Conversation:
         self.effects: list[Effect] = []
 
     def carry_out(self, effects: Iterable[Effect]) -> None:
-        for effect in effects:
+        for effect in one_by_one(effects):
             if isinstance(effect, Multicast):
                 message = decode(effect.message)
                 if isinstance(message, Normal):

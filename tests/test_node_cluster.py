@@ -23,7 +23,9 @@ from pvecfs.interfaces import (
 from pvecfs.node.cluster import (
     JOIN_INTERVAL,
     LEAVE_PATIENCE,
+    SEND_INTERVAL,
     SEND_PATIENCE,
+    SEND_TURN,
     STOP_PATIENCE,
     ClusterProposer,
     GroupService,
@@ -488,6 +490,52 @@ class Proposing(ServiceCase):
         self.assertEqual([type(m) for m in self.sent()], [UpdateComplete, Normal, Normal])
         self.deliver()
         self.assertEqual(self.outcomes.got, [("f", 0), ("again", -EEXIST)])
+
+    def lead(self, entries: int, refusals: int = 0) -> None:
+        """Become the leader of a synchronisation in which C{OTHER} lacks so many entries (and has another root), with
+        a corosync that does not take the first updates at once."""
+        tree = BASE
+        for number in range(entries):
+            tree = tree.apply(Create(b"d/%d" % number), 2, 7).tree
+        self.replica.reset(tree)
+        self.enter(ME, OTHER)
+        self.deliver()
+        self.connection.refusals = refusals
+        self.service.message_delivered(OTHER, State(1, 1, self.machine.epoch, BASE.index()).encode())
+        self.assertIs(self.machine.mode, Mode.SYNCED)
+
+    def test_many_updates(self) -> None:
+        """They are made a few at a time, other work comes between, and what is sent later goes out after them."""
+        take = self.connection.multicast
+
+        def slow(message: bytes) -> None:
+            self.reactor.rightNow += SEND_TURN / 10
+            take(message)
+
+        self.connection.multicast = slow  # type: ignore[method-assign]
+        self.lead(24)
+        self.proposer.propose(Create(b"f"), self.outcomes("f"))
+        counts = [len(self.connection.sent)]
+        self.reactor.callLater(0, lambda: counts.append(len(self.connection.sent)))
+        self.reactor.advance(0)
+        counts.append(len(self.connection.sent))
+        self.assertEqual(counts, [10, 20, 27])
+        kinds = [type(message) for message in self.sent()]
+        self.assertEqual(kinds, [*[Update] * 25, UpdateComplete, Normal])
+
+    def test_updates_that_corosync_does_not_take_at_once(self) -> None:
+        self.lead(2, refusals=3)
+        self.assertEqual(self.sent(), [])
+        self.turns(SEND_INTERVAL * 5, SEND_INTERVAL)
+        kinds = [type(message) for message in self.sent()]
+        self.assertEqual(kinds, [*[Update] * 3, UpdateComplete])
+
+    def test_updates_of_a_synchronisation_that_is_over(self) -> None:
+        self.lead(5, refusals=1)
+        self.service.membership_changed((ME, OTHER, Member(9, 9)), (), (Member(9, 9),))
+        self.turns(SEND_INTERVAL * 5, SEND_INTERVAL)
+        kinds = [type(message) for message in self.sent()]
+        self.assertEqual(kinds, [Update, SyncStart], "one was made already")
 
     def test_a_synchronisation_puts_another_file_at_the_path(self) -> None:
         """What was meant for the file that was there is not done to the new one."""

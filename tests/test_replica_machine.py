@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs.replica.application import GroupApplication, Resync, Verdict
-from pvecfs.replica.effects import Effect, FailWaiting, Halt, Leave, Level, Log, Multicast, Send, Weight
+from pvecfs.replica.effects import (
+    Effect,
+    FailWaiting,
+    Halt,
+    Leave,
+    Level,
+    Log,
+    Multicast,
+    MulticastSeries,
+    Send,
+    Weight,
+)
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import (
@@ -26,6 +37,7 @@ from pvecfs.replica.messages import (
     decode,
 )
 from pvecfs.tree.errors import MalformedMessage
+from tests.bus import one_by_one
 
 A, B, C = Member(1, 100), Member(2, 200), Member(3, 300)
 VERSION = 1
@@ -122,7 +134,7 @@ class MachineCase(SynchronousTestCase):
         self.out = self.machine.membership_changed(members, left, joined, self.now)
 
     def give(self, sender: Member, data: bytes) -> None:
-        self.out = self.machine.message_delivered(sender, data, self.now)
+        self.out = list(one_by_one(self.machine.message_delivered(sender, data, self.now)))
 
     def normal(self, sender: Member, count: int, payload: bytes, version: int = VERSION) -> None:
         self.give(sender, Normal(version, 5, 1, count, payload).encode())
@@ -440,6 +452,18 @@ class StartSync(MachineCase):
         weights = [effect.weight for effect in self.out if isinstance(effect, Multicast)]
         self.assertEqual(weights[:3], [Weight.ORDINARY, Weight.ORDINARY, Weight.CRITICAL])
         self.assertIs(self.machine.mode, Mode.SYNCED)
+
+    def test_updates_end_with_their_synchronisation(self) -> None:
+        """What the leader has not sent when the members change is of no use to anybody."""
+        self.notebook.leader, self.notebook.updates = B, [b"u1", b"u2"]
+        for member in (A, B):
+            self.state(member)
+        last = State(VERSION, 5, self.epoch, b"s").encode()
+        effects = self.machine.message_delivered(C, last, self.now)
+        (series,) = [effect for effect in effects if isinstance(effect, MulticastSeries)]
+        self.assertEqual(next(series.multicasts), Multicast(Update(VERSION, self.now.wall, self.epoch, b"u1").encode()))
+        self.members(A, B, left=(C,))
+        self.assertEqual(list(series.multicasts), [])
 
     def test_leader_always_completes(self) -> None:
         self.notebook.leader, self.notebook.updates = B, []

@@ -39,6 +39,7 @@ from pvecfs.replica.effects import (
     Leave,
     Log,
     Multicast,
+    MulticastSeries,
     Settle,
 )
 from pvecfs.replica.machine import GroupMachine, Mode
@@ -74,6 +75,9 @@ SEND_PATIENCE = 10.0
 SEND_INTERVAL = 0.01
 """Seconds between two offers."""
 
+SEND_TURN = 0.005
+"""Seconds for which messages are made and sent in one turn of the reactor, where many wait."""
+
 LEAVE_PATIENCE = 10.0
 """Seconds after which a leave that nobody confirmed is replaced by a new connection."""
 
@@ -97,14 +101,14 @@ class Standing(Enum):
 
 
 class _Unsent(NamedTuple):
-    """A message that corosync did not take yet.
+    """A message that corosync did not take yet, or some that are not made yet.
 
     @ivar number: of a NORMAL message that someone waits for; else 0.
     @ivar since: when it was first offered, monotonic seconds.
     @ivar failed: called when it will not be sent any more.
     """
 
-    multicast: Multicast
+    multicast: Multicast | MulticastSeries
     number: int
     since: float
     failed: Callable[[], None] | None
@@ -127,10 +131,12 @@ class GroupService(Service):
         clock: Callable[[], Instant],
         perform: Callable[[Effect], None] = lambda effect: None,
         join_interval: float = JOIN_INTERVAL,
+        send_turn: float = SEND_TURN,
     ) -> None:
         """@param connection: to this group, not open yet.
         @param clock: the wall clock, and the monotonic one.
         @param join_interval: seconds between two attempts to join.
+        @param send_turn: see L{SEND_TURN}.
         """
         self.machine = machine
         self.perform = perform
@@ -139,6 +145,7 @@ class GroupService(Service):
         self._connection = connection
         self._clock = clock
         self._join_interval = join_interval
+        self._send_turn = send_turn
         self._standing = Standing.CLOSED
         self._suspended = False
         self._inside: bool | None = None  # None: joining, not told yet
@@ -373,31 +380,50 @@ class GroupService(Service):
                 return
         self._unsent.append(_Unsent(multicast, number, self.monotonic(), failed))
 
+    def _multicast_series(self, series: MulticastSeries) -> None:
+        if self._standing is Standing.JOINED:
+            self._unsent.append(_Unsent(series, 0, self.monotonic(), None))
+            if len(self._unsent) == 1:  # otherwise it is flushed in its turn
+                self._flush()
+
     def _flush(self) -> None:
-        """Offer corosync what it did not take, in order."""
+        """Offer corosync what it did not take, in order, and make what is not made yet."""
+        began = self.monotonic()
         while self._unsent and self._standing is Standing.JOINED:
             unsent = self._unsent[0]
             now = self.monotonic()
+            multicast = unsent.multicast
+            if isinstance(multicast, MulticastSeries):
+                following = next(multicast.multicasts, None)
+                if following is None:
+                    self._unsent.popleft()
+                    continue
+                multicast = following
+                unsent = _Unsent(multicast, 0, now, None)
+                self._unsent.appendleft(unsent)
             try:
-                self._connection.multicast(unsent.multicast.message)
+                self._connection.multicast(multicast.message)
             except TryAgain as error:
                 if now - max(unsent.since, self._last_sent) < SEND_PATIENCE:
                     self._flush_later = self._reactor.callLater(SEND_INTERVAL, self._flush)
                     return
                 self._unsent.popleft()
-                self._not_sent(unsent, str(error))
+                self._not_sent(multicast, unsent.failed, str(error))
             except CorosyncUnavailable as error:
                 self._abandon(error)
                 return
             else:
                 self._unsent.popleft()
                 self._last_sent = now
+            if self._unsent and self.monotonic() - began >= self._send_turn:
+                self._flush_later = self._reactor.callLater(0, self._flush)
+                return
 
-    def _not_sent(self, unsent: _Unsent, reason: str) -> None:
-        if unsent.failed is not None:
-            unsent.failed()
+    def _not_sent(self, multicast: Multicast, failed: Callable[[], None] | None, reason: str) -> None:
+        if failed is not None:
+            failed()
         else:
-            self._input(lambda now: self.machine.multicast_failed(unsent.multicast, reason, now))
+            self._input(lambda now: self.machine.multicast_failed(multicast, reason, now))
 
     # -- the machine
 
@@ -435,6 +461,9 @@ class GroupService(Service):
         if kind is Multicast:
             assert isinstance(effect, Multicast)
             self._multicast(effect)
+        elif kind is MulticastSeries:
+            assert isinstance(effect, MulticastSeries)
+            self._multicast_series(effect)
         elif kind is Log:
             assert isinstance(effect, Log)
             level = LogLevel.levelWithName(effect.level.value)

@@ -62,7 +62,7 @@ class Verdict:
     @ivar leader: the member whose state wins; for the log.
     @ivar synced: members that need no update. If we are one, the machine goes to SYNCED, otherwise to UPDATE.
     @ivar updates: C{None}: we send no updates. Otherwise the payloads of the UPDATE messages to multicast, after which
-        the machine multicasts UPDATE_COMPLETE.
+        the machine multicasts UPDATE_COMPLETE. Taken as they are sent, so they have to be made of what is now.
     @ivar effects: to carry out before the mode changes.
     @ivar receiver: of the leader's updates, unless we are synced.
     """

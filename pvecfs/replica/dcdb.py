@@ -92,12 +92,13 @@ class TreeReplica:
         return Verdict(leader, synced, receiver=TreeReceiver(self, best, indexes[own]))
 
     def _updates(self, own: Index, indexes: Sequence[Index]) -> Iterator[bytes]:
-        """Every entry that another member lacks or has otherwise, once."""
+        """Every entry that another member lacks or has otherwise, once; as it is now, whenever it is taken."""
+        tree = self.tree
         inodes: set[int] = set()
         for index in indexes:
             if index is not own:
                 inodes.update(own.differing(index))
-        entries = (self.tree.entry(inode) for inode in sorted(inodes))
+        entries = (tree.entry(inode) for inode in sorted(inodes))
         return (encode_entry(entry) for entry in entries if entry is not None)
 
     def synchronised(self, tree: Tree, now: Instant) -> None:

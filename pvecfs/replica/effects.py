@@ -6,6 +6,7 @@ before it gives the next input (a failed multicast is an input of its own, L{Gro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -43,6 +44,14 @@ class Multicast:
 
     message: bytes
     weight: Weight = Weight.ORDINARY
+
+
+@dataclass(frozen=True, slots=True)
+class MulticastSeries:
+    """Send C{multicasts}, as if each were an effect of its own: those of later effects go out after them. They are made
+    while they are sent, once, since they may be a hundred thousand; other inputs may come meanwhile."""
+
+    multicasts: Iterator[Multicast]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,7 @@ class PublishStatus:
 
 Effect = (
     Multicast
+    | MulticastSeries
     | Leave
     | Halt
     | Log

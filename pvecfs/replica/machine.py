@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import errno
 from bisect import insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from operator import itemgetter
 from typing import NamedTuple
 
 from pvecfs.replica.application import GroupApplication, Resync, UpdateReceiver
-from pvecfs.replica.effects import Effect, FailWaiting, Halt, Leave, Level, Log, Multicast, Send, Weight
+from pvecfs.replica.effects import (
+    Effect,
+    FailWaiting,
+    Halt,
+    Leave,
+    Level,
+    Log,
+    Multicast,
+    MulticastSeries,
+    Send,
+    Weight,
+)
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import (
     BASE,
@@ -529,10 +540,7 @@ class GroupMachine:
         self._leader = verdict.leader
         self.synced = verdict.synced.intersection(self.members)
         if verdict.updates is not None:
-            wall = now.wall & U32
-            head = Update(self._version, wall, self.epoch, b"").encode()
-            out += [Multicast(head + update) for update in verdict.updates]
-            out.append(Multicast(UpdateComplete(self._version, wall, self.epoch).encode(), Weight.CRITICAL))
+            out.append(MulticastSeries(self._updates(verdict.updates, now)))
         self._extend(out, verdict.effects, now)
         if self.own in self.synced:
             self._become_synced("all data is up to date", now, out)
@@ -547,6 +555,18 @@ class GroupMachine:
                     self._sync_queue.append(queued)
                 elif queued.sender in self.members:
                     self._queue.append(queued)
+
+    def _updates(self, updates: Iterable[bytes], now: Instant) -> Iterator[Multicast]:
+        """The leader's messages, until the next synchronisation makes them useless."""
+        epoch = self.epoch
+        wall = now.wall & U32
+        head = Update(self._version, wall, epoch, b"").encode()
+        for update in updates:
+            if self.epoch is not epoch:
+                return
+            yield Multicast(head + update)
+        if self.epoch is epoch:
+            yield Multicast(UpdateComplete(self._version, wall, epoch).encode(), Weight.CRITICAL)
 
     def _receive_update(self, sender: Member, data: bytes, now: Instant, out: list[Effect]) -> None:
         assert self._receiver is not None
