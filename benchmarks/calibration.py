@@ -6,12 +6,16 @@ import os
 import sqlite3
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from math import prod
 
 from benchmarks.mount import CONTENT, Figures, timed, write_file
 
 PREFIX = "calibration: "
+
+REST = 0.3
+"""Seconds."""
 
 
 def pipe_round_trip(count: int = 5000) -> float:
@@ -70,7 +74,8 @@ def tmpfs_write(count: int = 2000) -> float:
 
 
 def measure() -> Figures:
-    """One round of all three."""
+    """One round of all three, once the machine is at rest: what ran before can have left its processors awake."""
+    time.sleep(REST)
     return {
         f"{PREFIX}pipe round trip": pipe_round_trip(),
         f"{PREFIX}sqlite commit 2KiB": sqlite_commit(),

@@ -8,15 +8,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.mount import Figures, Target, messages_per_second, resident_kib, timed
+from pvecfs.replica.application import Verdict
+from pvecfs.replica.dcdb import TreeReplica
+from pvecfs.replica.member import Instant, Member
 from pvecfs.store.sqlite import create
 from pvecfs.tree.changes import SetMtime
 from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
 from pvecfs.tree.index import Index
+from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.tree import Tree
 from tests.daemons import DaemonProcess
 
@@ -79,10 +84,33 @@ def growth(entries: int) -> Figures:
     changed = fresh.apply(SetMtime(fresh.path_of(last.inode) or b"", 1), 1, 0).tree
     figures["index, again ms"] = timed(1, changed.index) / 1000
     figures["index, read ms"] = timed(1, lambda: Index.decode(index)) / 1000
-    empty = Tree.new(0)
-    figures["all entries replaced ms"] = timed(1, lambda: empty.replaced((), updated, tree.root)) / 1000
+    figures |= synchronisation(tree)
     changed_entry = changed.entry(last.inode) or last
     figures["one entry replaced ms"] = timed(1, lambda: tree.replaced((), [changed_entry], changed.root).index()) / 1000
+    return figures
+
+
+def synchronisation(tree: Tree) -> Figures:
+    """What it costs to give C{tree} to a node that has nothing: each step that is done in one piece."""
+    now = Instant(int(time.time()), time.monotonic())
+    leader, node = Member(1, 1), Member(2, 1)
+    giving, taking = TreeReplica(tree, LockClocks()), TreeReplica(Tree.new(0), LockClocks())
+    states = {leader: giving.state(), node: taking.state()}
+    verdicts: list[Verdict] = []
+    figures: Figures = {}
+    for name, replica, member in ("leader", giving, leader), ("node", taking, node):
+        took = timed(1, lambda r=replica, m=member: verdicts.append(r.states_collected(states, m, now)))  # type: ignore[misc]
+        figures[f"synchronisation, {name} compares ms"] = took / 1000
+    updates, receiver = verdicts[0].updates, verdicts[1].receiver
+    assert updates is not None
+    assert receiver is not None
+    payloads: list[bytes] = []
+    took = timed(1, lambda: payloads.extend(updates))
+    figures["synchronisation, leader makes an entry"] = took / len(payloads)
+    figures["synchronisation, node takes an entry us"] = timed(
+        len(payloads), lambda: deque(map(receiver.receive, payloads), 0)
+    )
+    figures["synchronisation, node commits ms"] = timed(1, lambda: receiver.commit(now)) / 1000
     return figures
 
 
