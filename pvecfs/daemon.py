@@ -199,8 +199,10 @@ class NodeService(Service):
         super().startService()  # type: ignore[no-untyped-call]  # Twisted has no annotations there
         try:
             self._start()
-        except (StartFailed, StoreError, TreeDefect, MountFailed, OSError) as error:
+        except BaseException as error:
             self._undo.close()
+            if not isinstance(error, StartFailed | StoreError | TreeDefect | MountFailed | OSError):
+                raise  # not foreseen: where it comes from has to be told
             _log.critical("cannot start: {reason}", reason=error)
             sys.excepthook = _print_start_failure
             raise error if isinstance(error, StartFailed) else StartFailed(str(error)) from error

@@ -10,7 +10,7 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from pvecfs import __version__
-from pvecfs.tree.admission import Limits
+from pvecfs.tree.admission import MAX_NAME_BYTES, Limits
 from pvecfs.tree.locks import LIFETIME
 
 MIB = 1024 * 1024
@@ -63,6 +63,15 @@ def one_of(option: str, *words: str) -> Callable[[str], str]:
         return text
 
     return convert
+
+
+def _is_name(text: str) -> bool:
+    """Whether a directory could have that name."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        return False
+    return 0 < size <= MAX_NAME_BYTES and "/" not in text and "\0" not in text and text not in (".", "..")
 
 
 class Options(usage.Options):
@@ -152,11 +161,10 @@ class Options(usage.Options):
             raise usage.UsageError(f"unexpected argument {arguments[0]!r}")
 
     def postOptions(self) -> None:
-        name = self["node-name"]
-        if name is not None and (not name or "/" in name or "\0" in name or name in (".", "..") or len(name) > 255):
-            raise usage.UsageError(f"--node-name {name!r} is not a name")
-        if not self["ipc-name"] or "/" in self["ipc-name"]:
-            raise usage.UsageError(f"--ipc-name {self['ipc-name']!r} is not a name")
+        for option in "node-name", "ipc-name":
+            name = self[option]
+            if name is not None and not _is_name(name):
+                raise usage.UsageError(f"--{option} {name!r} is not a name")
 
 
 def makeService(options: Options) -> IService:

@@ -220,18 +220,18 @@ class KernelCache:
             known, numbering, exchanged = replacement
         if not self._running:
             return
+        deleted = [(inode, entry) for inode in delta.deleted if (entry := before.entry(inode)) is not None]
+        for inode, entry in deleted:
+            if entry.type != DT_DIR:
+                self._graves.bury(known.node_of(inode), entry)
         with self._lock:
             for one in exchanged.values():
                 self._exchanged(after, known, numbering, one)
             for entry in delta.stored:
                 if entry.inode not in exchanged:
                     self._stored(before.entry(entry.inode), entry, after, numbering)
-            for inode in delta.deleted:
-                entry_before = before.entry(inode)
-                if entry_before is not None:
-                    self._name(known.node_of(entry_before.parent), entry_before.name)
-                    if entry_before.type != DT_DIR:
-                        self._graves.bury(known.node_of(inode), entry_before)
+            for _, entry in deleted:
+                self._name(known.node_of(entry.parent), entry.name)
             if self._names + len(self._pending) > self.max_pending:
                 self._take_back_everything()
             self._wake_a_lane()
@@ -479,8 +479,9 @@ class KernelCache:
                 node, then = self._listings.popleft()
             try:
                 self._inode(node, 0)
-            finally:
-                _call_all([then])
+            except Exception:
+                _log.failure("could not take a listing back")
+            _call_all([then])
 
     def _prepare(self) -> None:
         """Find out what the kernel knows. When it has asked something, so that the session is initialised."""
@@ -498,12 +499,15 @@ class KernelCache:
         if node == _EVERYTHING:
             self._perform_everything(work.generation)
             return
+        if work.names:
+            # Names before the listing: what it shows is to be found. Attributes before both: names can wait for a lock.
+            self._inode(node, -1)
+            for name in work.names:
+                self._entry(node, name)
         if work.data:
             self._forget_content(node, work.parents, work.generation)
         elif work.attributes:
             self._forget(node, -1, work.parents)
-        for name in work.names:
-            self._entry(node, name)
         if work.children:
             self._entry(node, _BARRIER)
             tree, numbering = self._nodes.published()

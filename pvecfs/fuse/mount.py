@@ -118,18 +118,26 @@ class FuseMount(Service):
             lowlevel.session_destroy(session)
             raise MountFailed(place, _reason())
         self._session = session
-        mounted = mountpoint.find_mounted(place)
-        self._connection = mounted.connection if mounted is not None else -1
         self._mounted = True
+        self.running = True
+        try:
+            self._begin(session)
+        except BaseException:
+            self.abort()
+            raise
+        _log.info("mounted at {place}", place=place)
+
+    def _begin(self, session: int) -> None:
+        """What comes after mounting."""
+        mounted = mountpoint.find_mounted(self._place)
+        self._connection = mounted.connection if mounted is not None else -1
         if self._connection >= 0:
             try:
-                self._rescue = rescue.start(place, self._connection)
+                self._rescue = rescue.start(self._place, self._connection)
             except OSError as failure:  # it is for the worst case only: no reason not to mount
                 _log.warn("no process to end this mount if the daemon is killed: {reason}", reason=failure)
         self.kernel_cache.attach(session)
         self._start_threads(session)
-        self.running = True
-        _log.info("mounted at {place}", place=place)
 
     def _new_session(self, operations: lowlevel.Operations) -> int:
         options = f"default_permissions,fsname={_escaped(self._source)}"
@@ -211,8 +219,12 @@ class FuseMount(Service):
         self._files.stop()
         self.kernel_cache.stop()
         unmounting = Thread(target=self._unmount, name="unmount", daemon=True)
-        unmounting.start()
-        unmounting.join(STOP_SECONDS)
+        try:
+            unmounting.start()
+        except RuntimeError:  # that there are no threads left may be why we are here
+            self._unmount()
+        else:
+            unmounting.join(STOP_SECONDS)
 
     def _joined(self, thread: Thread) -> Deferred[None]:
         """Fires when C{thread} has ended."""
