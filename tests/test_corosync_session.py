@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -671,6 +672,36 @@ class PersistenceTests(ConnectionCase):
         service.stopService()
         self.assertEqual(self.reactor.readers, [])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_log(self) -> None:
+        """Each loss is told once, though it lasts, and each time that the connection is there again."""
+        configuration = DoubleLibrary()
+        connections: tuple[tuple[Any, str, DoubleLibrary], ...] = (
+            (self.quorum, "quorum", self.quorum_library),
+            (
+                ClusterConfigConnection(cast(Any, self.reactor), cast(Any, lambda: configuration)),
+                "configuration",
+                configuration,
+            ),
+        )
+        for connection, what, library in connections:
+            service = PersistentConnection(self.reactor, connection, self.diary, what, 2.0)
+            with capturedLogs() as events:
+                service.startService()
+                for day in (1, 2):
+                    self.reactor.until(lambda day=day: len(events) == 2 * day - 1, "connected")  # type: ignore[misc]
+                    library.answers["initialize"] = deque([CorosyncUnavailable("library error", 2)] * 2)
+                    library.events.append(CorosyncUnavailable("library error", 2))
+                    self.reactor.readers[0].doRead()
+                    for _ in range(2):
+                        self.reactor.advance(2.0)
+                        self.reactor.until(lambda: bool(self.reactor.getDelayedCalls()), "still lost")
+                    self.reactor.advance(2.0)
+                self.reactor.until(lambda: len(events) == 5, "connected")
+            service.stopService()
+            said = [formatEvent(event) for event in events]
+            lost = f"{what}: no connection to corosync: library error"
+            self.assertEqual(said, [f"{what}: connected to corosync", lost] * 2 + [f"{what}: connected to corosync"])
 
     def test_stopped_while_waiting(self) -> None:
         service = PersistentConnection(self.reactor, self.quorum, self.diary, "quorum", 2.0)

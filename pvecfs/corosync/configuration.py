@@ -55,15 +55,22 @@ class ClusterConfigConnection:
         self._session: Session | None = None
         self._listener: IClusterConfigListener | None = None
         self._on_lost: Callable[[CorosyncUnavailable], None] | None = None
+        self._on_connected: Callable[[], None] = lambda: None
         self._settling: IDelayedCall | None = None
 
-    def open(self, listener: IClusterConfigListener, lost: Callable[[CorosyncUnavailable], None]) -> None:
+    def open(
+        self,
+        listener: IClusterConfigListener,
+        lost: Callable[[CorosyncUnavailable], None],
+        connected: Callable[[], None] = lambda: None,
+    ) -> None:
         """Connect, and tell C{listener} the configuration, now and whenever it was changed.
 
         @param lost: called once when corosync is not there, or not any more.
+        @param connected: called once, when corosync has agreed to tell of changes.
         """
         self.close()
-        self._listener, self._on_lost = listener, lost
+        self._listener, self._on_lost, self._on_connected = listener, lost, connected
         self._session = Session(
             self._reactor, self._load, "cmap", self._session, self._opened, self._readable, self._lost
         )
@@ -93,7 +100,7 @@ class ClusterConfigConnection:
 
         # Before the first reading: what changes after it is never missed.
         session.request(track)
-        session.request(track_version)
+        session.request(track_version, lambda _: self._on_connected())
         self._read()
         session.read()
 

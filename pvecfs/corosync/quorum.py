@@ -19,14 +19,21 @@ class QuorumConnection:
         self._session: Session | None = None
         self._listener: IQuorumListener | None = None
         self._on_lost: Callable[[CorosyncUnavailable], None] | None = None
+        self._on_connected: Callable[[], None] = lambda: None
 
-    def open(self, listener: IQuorumListener, lost: Callable[[CorosyncUnavailable], None]) -> None:
+    def open(
+        self,
+        listener: IQuorumListener,
+        lost: Callable[[CorosyncUnavailable], None],
+        connected: Callable[[], None] = lambda: None,
+    ) -> None:
         """Connect, and tell C{listener} the present state and every change.
 
         @param lost: called once, after C{quorum_changed(False, ())}, when corosync is not there, or not any more.
+        @param connected: called once, when corosync has agreed to tell of changes.
         """
         self.close()
-        self._listener, self._on_lost = listener, lost
+        self._listener, self._on_lost, self._on_connected = listener, lost, connected
         self._session = Session(
             self._reactor, self._load, "quorum", self._session, self._opened, self._readable, self._lost
         )
@@ -41,7 +48,7 @@ class QuorumConnection:
     def _opened(self) -> None:
         session = self._session
         assert session is not None
-        session.request(lambda: self._load().trackstart(session.handle))
+        session.request(lambda: self._load().trackstart(session.handle), lambda _: self._on_connected())
         session.read()
 
     def dispatch_pending(self) -> None:

@@ -29,12 +29,13 @@ RETRY_SECONDS = 2.0
 class ListenedTo(Protocol[L]):
     """A connection that a listener can be given to, again and again."""
 
-    def open(self, listener: L, lost: Callable[[CorosyncUnavailable], None]) -> None: ...
+    def open(self, listener: L, lost: Callable[[CorosyncUnavailable], None], connected: Callable[[], None]) -> None: ...
     def close(self) -> None: ...
 
 
 class PersistentConnection(Generic[L]):
-    """Keeps C{connection} open from C{startService} to C{stopService}."""
+    """Keeps C{connection} open from C{startService} to C{stopService}. The log has one line when it is there, and
+    one when it is not, which is repeated only if the reason is another one."""
 
     def __init__(
         self,
@@ -63,7 +64,11 @@ class PersistentConnection(Generic[L]):
 
     def _open(self) -> None:
         self._retry = None
-        self._connection.open(self._listener, self._lost)
+        self._connection.open(self._listener, self._lost, self._connected)
+
+    def _connected(self) -> None:
+        self._said = ""
+        _log.info("{what}: connected to corosync", what=self._what)
 
     def _lost(self, reason: CorosyncUnavailable) -> None:
         if str(reason) != self._said:
