@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from pvecfs.corosync import group
 from pvecfs.corosync.configuration import SETTLING_SECONDS, ClusterConfigConnection, read_configuration
 from pvecfs.corosync.group import (
     AWAKE_SECONDS,
@@ -34,6 +35,7 @@ from pvecfs.corosync.service import PersistentConnection
 from pvecfs.corosync.session import LATE_SECONDS, Session
 from pvecfs.errors import CorosyncUnavailable, TryAgain
 from pvecfs.interfaces import IClusterConfigListener, IGroupConnection, IGroupListener, IQuorumListener
+from pvecfs.log import set_verbose
 from pvecfs.replica.member import Member
 from pvecfs.replica.status import ClusterConfiguration, NodeInfo
 from tests.lab import eventually
@@ -219,6 +221,8 @@ class ConnectionCase(SynchronousTestCase):
         self.diary = Diary()
         self.quorum = QuorumConnection(cast(Any, self.reactor), cast(Any, lambda: self.quorum_library))
         self.times_behind = 0
+        # No test but the one of portions depends on how long the machine takes.
+        self.patch(group, "BATCH_SECONDS", 60.0)
 
         def fell_behind() -> None:
             self.times_behind += 1
@@ -341,6 +345,7 @@ class GroupTests(ConnectionCase):
 
     def test_reactor_gets_its_turn(self) -> None:
         """A flood of events is taken in portions; the descriptor stays readable, so that the rest comes too."""
+        self.patch(group, "BATCH_SECONDS", 0.01)
         session = self.open()
         self.diary.reactions["message"] = lambda: time.sleep(0.002)
         self.library.events.extend(message(b"%d" % number) for number in range(100))
@@ -504,6 +509,21 @@ class SendingTests(ConnectionCase):
         self.assertTrue(SEND_MARGIN <= len(self.library.named("mcast")) <= 4 * SEND_MARGIN)
         self.library.sockets[1][1].recv(1000)
         self.group.multicast(b"x")
+
+    def test_small_buffer(self) -> None:
+        """How much room there is, is told to who asks, if it is less than wished (here: as much as can be)."""
+        self.patch(group, "SO_SNDBUFFORCE", 9999)  # refused, as without CAP_NET_ADMIN
+        self.patch(group, "SEND_BUFFER", 2**31 - 1)
+        self.addCleanup(set_verbose, False)
+        set_verbose(True)
+        with capturedLogs() as events:
+            session = self.open()
+        assert session.socket is not None
+        room = session.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self.assertEqual(
+            [formatEvent(event) for event in events],
+            [f"pve_dcdb_v1: the socket's buffer is of {room} bytes, {2**31 - 1} are wished"],
+        )
 
     def test_failed_later(self) -> None:
         """A waiting message that cannot be sent is a lost connection."""

@@ -13,14 +13,18 @@ from pvecfs.corosync.libcpg import ATOMIC_SIZE, ConfigurationChanged, Event, Lib
 from pvecfs.corosync.session import Session, SessionReactor
 from pvecfs.errors import CorosyncUnavailable, TryAgain
 from pvecfs.interfaces import IGroupConnection, IGroupListener
+from pvecfs.log import logger
 from pvecfs.replica.member import Member
+
+_log = logger("corosync")
 
 BATCH_SECONDS = 0.01
 """How long the reactor is kept by one call of doRead, which ends with the event under way."""
 BACKLOG_BYTES = 8 * 1024 * 1024
 """Messages of more bytes than this are not kept waiting behind others."""
 SEND_BUFFER = 8 * 1024 * 1024
-"""Room for the socket's signals, bytes: beyond what libqb's ring (1 MiB) can need, see L{GroupConnection._send}."""
+"""Room for the socket's signals, bytes as the kernel counts them: beyond what libqb's ring (1 MiB) can need, see
+L{GroupConnection._send}."""
 SEND_MARGIN = 64
 """Messages that are sent without looking whether the socket has room."""
 SIGNAL_BYTES = 1024
@@ -163,6 +167,13 @@ class GroupConnection:
             except OSError:
                 continue
         self._room = session.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        if self._room < SEND_BUFFER:
+            _log.debug(
+                "{group}: the socket's buffer is of {room} bytes, {wished} are wished",
+                group=self._name.decode("ascii", "replace"),
+                room=self._room,
+                wished=SEND_BUFFER,
+            )
 
         def enter() -> int:
             library = self._load()
