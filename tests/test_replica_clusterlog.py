@@ -143,6 +143,10 @@ class TextTests(SynchronousTestCase):
             (b"a\\u00e9b", 7, rb"a\u00e9"),
             (b"a\tb", 3, b"a"),
             (b"a\tb", 5, b"a#009"),
+            (b"a\\ud83d\\ude00b", 12, b"a"),
+            (b"a\\uD83D\\uDE00b", 13, rb"a\uD83D\uDE00"),
+            (b"\\ude00\\ud83d\\u00e9", 12, rb"\ude00\ud83d"),  # no pair
+            (b"\\ud83d\\ude0", 6, rb"\ud83d"),
         ):
             self.assertEqual(stored_text(text, limit), stored)
 

@@ -358,16 +358,18 @@ class Membership(Case):
         self.changed(N1, N2, N3)
         self.assertEqual(self.replica.value(b"k", b"n2"), b"x")
 
-    def test_values_are_gone_with_the_process(self) -> None:
+    def test_values_outlive_the_process(self) -> None:
+        """A restarted node's values stay until it sets them again; versions go on counting."""
         self.in_cluster()
         self.deliver(update(b"k", b"x"))
+        self.deliver(update(b"gone", b"x"))
         self.changed(N1, N3)
         self.changed(N1, N2_AGAIN, N3)
-        self.assert_no_value(b"k", b"n2")
+        self.assertEqual(self.replica.value(b"k", b"n2"), b"x")
         self.deliver(update(b"k", b"y"), N2_AGAIN)
-        self.assertEqual(self.versions()["n2"], {"k": 0})
-        self.changed(N1, N2_AGAIN)
+        self.deliver(update(b"gone", b""), N2_AGAIN)
         self.assertEqual(self.replica.value(b"k", b"n2"), b"y")
+        self.assertEqual(self.versions()["n2"], {"k": 1})
 
     def test_configuration_change(self) -> None:
         """Nodes that remain keep values, addresses and online flags; the others are forgotten."""

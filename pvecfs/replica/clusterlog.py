@@ -51,7 +51,8 @@ def _aligned(offset: int) -> int:
 # Text --------------------------------------------------------------------------------------------------------------
 
 _NOT_PLAIN = re.compile(r"[^ !#-~]")
-_WHOLE = re.compile(r"\\u[0-9A-Fa-f]{4}|.", re.DOTALL)
+# A pair of surrogates, any other escape, anything else.
+_WHOLE = re.compile(r"\\u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|.", re.DOTALL)
 
 
 def _stored(character: str) -> str:
@@ -67,8 +68,8 @@ def _stored(character: str) -> str:
 def stored_text(message: bytes, limit: int) -> bytes:
     """C{message} as the ASCII text that the log stores, ready to stand in a JSON string, of at most C{limit} bytes.
 
-    It is cut between whole characters of the input, of which an escape C{\\uXXXX} counts as one. A backslash stays: the
-    programs that log send escapes of their own.
+    It is cut between whole characters of the input, of which an escape C{\\uXXXX} counts as one, and so do two that
+    are a pair of surrogates. A backslash stays: the programs that log send escapes of their own.
     """
     message = message.split(b"\0", 1)[0]
     try:

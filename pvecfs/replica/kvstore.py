@@ -102,7 +102,6 @@ class StatusReplica:
         self._names: dict[int, bytes] = {}
         self._quorate = False
         self._online: frozenset[int] = frozenset()
-        self._pids: dict[int, int] = {}  # newest process of each node that we saw in the group
         self._own = NodeValues()
         self._others: dict[int, NodeValues] = {}
         self._addresses: dict[int, bytes] = {}
@@ -238,12 +237,8 @@ class StatusReplica:
     def membership_changed(
         self, members: Sequence[Member], left: Sequence[Member], joined: Sequence[Member], now: Instant
     ) -> Sequence[Effect]:
-        for member in members:
-            # Values belong to the process that set them: a new one of the node starts without any.
-            if self._pids.get(member.node_id, member.pid) != member.pid and member.node_id != self._node_id:
-                self._others.pop(member.node_id, None)
-                self._versions_changed()
-            self._pids[member.node_id] = member.pid
+        # A node that is away keeps its values, and so does one that comes back as another process: only an empty value
+        # removes (40-status.md).
         self._online = frozenset(member.node_id for member in members)
         if self._configuration is not None:
             self._clinfo += 1
