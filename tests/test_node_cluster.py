@@ -23,6 +23,7 @@ from pvecfs.interfaces import (
 from pvecfs.node.cluster import (
     JOIN_INTERVAL,
     LEAVE_PATIENCE,
+    QUORUM_PATIENCE,
     SEND_INTERVAL,
     SEND_PATIENCE,
     SEND_TURN,
@@ -216,6 +217,26 @@ class Joining(ServiceCase):
             self.assertEqual(self.connection.taken(), ["open"])
         self.enter()
         self.assertIs(self.machine.mode, Mode.SYNCED)
+
+    def test_quorum_comes_first(self) -> None:
+        """Nothing of the group is heard before it is known whether we may write; but that has its time."""
+        for told in True, False:
+            self.proposer.quorum_changed(False, ())
+            self.service.connection_lost(CorosyncUnavailable("no corosync"))
+            self.connection.taken()
+            self.reactor.advance(JOIN_INTERVAL)
+            self.assertEqual(self.connection.taken(), [])
+            self.reactor.advance(QUORUM_PATIENCE - 0.1)
+            self.assertEqual(self.connection.taken(), [])
+            if told:
+                self.proposer.quorum_changed(True, [2])
+                self.reactor.advance(0)
+            else:
+                self.reactor.advance(0.1)
+            self.assertEqual(self.connection.taken(), ["open"])
+            self.proposer.quorum_changed(True, [2, 3])
+            self.reactor.advance(0)
+            self.assertEqual(self.connection.taken(), [])
 
     def test_leaves_and_joins_again(self) -> None:
         self.enter(ME, OTHER)
@@ -505,7 +526,7 @@ class Proposing(ServiceCase):
         self.assertIs(self.machine.mode, Mode.SYNCED)
 
     def test_many_updates(self) -> None:
-        """They are made a few at a time, other work comes between, and what is sent later goes out after them."""
+        """They are made a few at a time, and other work comes between: a change of ours is not held up by them."""
         take = self.connection.multicast
 
         def slow(message: bytes) -> None:
@@ -521,7 +542,7 @@ class Proposing(ServiceCase):
         counts.append(len(self.connection.sent))
         self.assertEqual(counts, [10, 20, 27])
         kinds = [type(message) for message in self.sent()]
-        self.assertEqual(kinds, [*[Update] * 25, UpdateComplete, Normal])
+        self.assertEqual(kinds, [*[Update] * 10, Normal, *[Update] * 15, UpdateComplete])
 
     def test_updates_that_corosync_does_not_take_at_once(self) -> None:
         self.lead(2, refusals=3)

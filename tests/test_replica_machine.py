@@ -464,6 +464,8 @@ class StartSync(MachineCase):
         self.assertEqual(next(series.multicasts), Multicast(Update(VERSION, self.now.wall, self.epoch, b"u1").encode()))
         self.members(A, B, left=(C,))
         self.assertEqual(list(series.multicasts), [])
+        late = self.machine._updates(Epoch(1, 1, 1, 1), [b"u1"], self.now)
+        self.assertEqual(list(late), [], "asked for the first time after its synchronisation")
 
     def test_leader_always_completes(self) -> None:
         self.notebook.leader, self.notebook.updates = B, []
@@ -760,7 +762,7 @@ class Deadlines(MachineCase):
         self.out = self.machine.tick(self.now)
 
     def test_states_missing(self) -> None:
-        self.machine.quorum_changed([1, 2])
+        self.machine.quorum_changed([1, 2], self.now)
         self.to_start_sync()
         self.state(B)
         self.assertEqual(self.machine.next_tick(), 1010.0)

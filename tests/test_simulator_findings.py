@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs.node.hostconf import configuration_version
 from pvecfs.replica.dcdb import TreeReplica
-from pvecfs.replica.effects import Commit, Effect, Leave
+from pvecfs.replica.effects import Commit, Effect, Leave, Multicast
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import Epoch, Normal, State, SyncStart, TreeSubtype, encode_change
@@ -58,7 +58,7 @@ class LateMinorityTests(SynchronousTestCase):
 
     def quorum(self, quorate: bool, *nodes: int) -> None:
         self.replica.quorate = quorate
-        self.machine.quorum_changed(nodes, quorate)
+        self.take(self.machine.quorum_changed(nodes, NOW, quorate))
 
     def change_members(self, members: tuple[Member, ...], joined: tuple[Member, ...] = ()) -> None:
         left = tuple(member for member in self.machine.members if member not in members)
@@ -196,8 +196,42 @@ class LateMinorityTests(SynchronousTestCase):
         self.assertFalse(self.left)
         self.assertEqual(self.commits, 1)
 
+    def test_own_proof(self) -> None:
+        """Quorum is back by a node that is not in the group yet: what we send at once is the proof that others' changes
+        are newer, as soon as it is delivered."""
+        self.quorum(False, 2, 3)
+        self.synchronise((B, C), 2)
+        self.effects.clear()
+        self.quorum(True, 1, 2, 3)
+        (first,) = self.effects
+        assert isinstance(first, Multicast)
+        self.quorum(False, 2, 3)
+        self.quorum(True, 1, 2, 3)
+        second = self.effects[-1]
+        assert isinstance(second, Multicast)
+        self.take(self.machine.message_delivered(C, second.message, NOW))
+        self.take(self.machine.message_delivered(B, first.message, NOW))
+        self.assertTrue(self.machine.outdated, "another's, or older than quorum's last notification")
+        self.take(self.machine.message_delivered(B, second.message, NOW))
+        self.assertFalse(self.machine.outdated)
+        self.write()
+        self.assertFalse(self.left)
+        self.assertEqual(self.commits, 1)
+
+    def test_no_proof_wanted(self) -> None:
+        """Nothing is sent where nothing is in doubt, or nobody would hear it."""
+        self.effects.clear()
+        self.quorum(True, 1, 2, 3)
+        self.assertEqual(self.effects, [])
+        self.quorum(False, 2, 3)
+        self.take(self.machine.leave("for a test"))
+        self.effects.clear()
+        self.quorum(True, 1, 2, 3)
+        self.assertEqual(self.effects, [])
+
     def test_others_without_a_daemon(self) -> None:
-        """Quorum is back by a node without a daemon: the group does not change, so we join anew, once."""
+        """Quorum is back by a node without a daemon: the group does not change. Who hears another's change before his
+        own proof joins anew, once."""
         self.quorum(False, 2, 3)
         self.synchronise((B, C), 2)
         self.quorum(True, 1, 2, 3)

@@ -41,6 +41,7 @@ from pvecfs.replica.effects import (
     Multicast,
     MulticastSeries,
     Settle,
+    Weight,
 )
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
@@ -68,6 +69,9 @@ class ClusterReactor(Protocol):
 
 JOIN_INTERVAL = 5.0
 """Seconds between two attempts to join."""
+
+QUORUM_PATIENCE = 5.0
+"""Seconds that a join waits for quorum to be known."""
 
 SEND_PATIENCE = 10.0
 """Seconds for which a message is offered to a corosync that says "try again"."""
@@ -149,6 +153,8 @@ class GroupService(Service):
         self._standing = Standing.CLOSED
         self._suspended = False
         self._inside: bool | None = None  # None: joining, not told yet
+        self._quorum_known = False
+        self._held_back = False
         self._not_before = 0.0
         self._attempt: IDelayedCall | None = None
         self._leave_timeout: IDelayedCall | None = None
@@ -249,8 +255,14 @@ class GroupService(Service):
         return False
 
     def quorum_changed(self, node_ids: Iterable[int], quorate: bool = True) -> None:
-        """Quorum's membership is C{node_ids}, and it may write or not."""
-        self.machine.quorum_changed(node_ids, quorate)
+        """Quorum's membership is C{node_ids}, and it may write or not; nothing is known of it if there are none."""
+        known = frozenset(node_ids)
+        for effect in self.machine.quorum_changed(known, self._clock(), quorate):
+            self._carry_out(effect)
+        self._quorum_known = bool(known)
+        if self._held_back and known:
+            self._held_back = False
+            self._schedule()
 
     def suspend(self, reason: str) -> None:
         """Leave the group before anything else is delivered, and stay out until L{resume}."""
@@ -315,6 +327,12 @@ class GroupService(Service):
         self._attempt = self._reactor.callLater(max(0.0, self._not_before - self.monotonic()), self._join)
 
     def _join(self) -> None:
+        if not self._quorum_known and not self._held_back:
+            # The group would bring messages that nobody may write, as far as we know. So quorum comes first.
+            self._held_back = True
+            self._attempt = self._reactor.callLater(QUORUM_PATIENCE, self._join)
+            return
+        self._held_back = False
         self._not_before = self.monotonic() + self._join_interval
         self._inside = None
         standing, self._standing = self._standing, Standing.JOINED
@@ -378,7 +396,11 @@ class GroupService(Service):
             except CorosyncUnavailable as error:
                 self._abandon(error)
                 return
-        self._unsent.append(_Unsent(multicast, number, self.monotonic(), failed))
+        unsent = _Unsent(multicast, number, self.monotonic(), failed)
+        if multicast.weight is Weight.ORDINARY and self._unsent and type(self._unsent[-1].multicast) is MulticastSeries:
+            self._unsent.insert(len(self._unsent) - 1, unsent)
+        else:
+            self._unsent.append(unsent)
 
     def _multicast_series(self, series: MulticastSeries) -> None:
         if self._standing is Standing.JOINED:

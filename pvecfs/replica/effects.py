@@ -48,8 +48,9 @@ class Multicast:
 
 @dataclass(frozen=True, slots=True)
 class MulticastSeries:
-    """Send C{multicasts}, as if each were an effect of its own: those of later effects go out after them. They are made
-    while they are sent, once, since they may be a hundred thousand; other inputs may come meanwhile."""
+    """Send C{multicasts}, in order. They are made while they are sent, once, since they may be a hundred thousand;
+    other inputs may come meanwhile. NORMAL messages that are asked for later go out between them, since callers wait for
+    those (who gets the updates puts them aside); all other later messages go out after them."""
 
     multicasts: Iterator[Multicast]
 

@@ -128,6 +128,8 @@ class GroupMachine:
         self._counted_at_quorum = 0  # NORMAL messages of higher counts
         self._state_is_newer = False
         self._join_is_newer = False
+        self._probe = b""  # see L{quorum_changed}
+        self._probes = 0
         # These three belong to the process: they survive membership changes and reconnections.
         self._message_count = 0
         self._epoch_count = 0
@@ -159,7 +161,8 @@ class GroupMachine:
         may still belong to the minority that we were in, where nobody of the majority hears it. If we applied it, our
         tree could get the highest version, lead, and undo what the majority has acknowledged. It is surely over when
         something of ours is delivered that we have sent since quorum's last notification: a message, our state, a
-        join. (Other members are no proof: what comes may be older still, with more minorities to follow.)
+        join, or what L{quorum_changed} sends. (Other members are no proof: what comes may be older still, with more
+        minorities to follow.)
         """
         if not self._minorities:
             return False
@@ -215,8 +218,12 @@ class GroupMachine:
             self._forget_membership()
         return [FailWaiting(errno.EBUSY)]
 
-    def quorum_changed(self, node_ids: Iterable[int], quorate: bool = True) -> None:
-        """Quorum's membership is C{node_ids} now: to say whom a synchronisation waits for, and for L{outdated}."""
+    def quorum_changed(self, node_ids: Iterable[int], now: Instant, quorate: bool = True) -> list[Effect]:
+        """Quorum's membership is C{node_ids} now: to say whom a synchronisation waits for, and for L{outdated}.
+
+        The nodes that make us quorate may come to the group much later, or have no daemon. So if we are outdated we
+        send something whose delivery ends that: a state message of an epoch that is nobody's, which the others ignore.
+        """
         self._quorum_nodes = frozenset(node_ids)
         if quorate:
             # Quorate by votes alone, with nobody new: there is no newer membership to wait for.
@@ -226,6 +233,13 @@ class GroupMachine:
         self._quorate = quorate
         self._counted_at_quorum = self._message_count
         self._state_is_newer = self._join_is_newer = False
+        self._probe = b""
+        if not (quorate and self.outdated and self.joined):
+            return []
+        self._probes = (self._probes + 1) & U32
+        nobodys = Epoch(self._probes, 0, self.own.node_id, self.own.pid)
+        self._probe = UpdateComplete(self._version, now.wall & U32, nobodys).encode()
+        return [Multicast(self._probe)]
 
     def _caught_up_with_quorum(self) -> None:
         """Something of ours was delivered that is newer than quorum's last notification."""
@@ -500,6 +514,9 @@ class GroupMachine:
     def _receive_state_message(self, type_: int, sender: Member, data: bytes, now: Instant, out: list[Effect]) -> None:
         if len(data) < STATE_HEAD_SIZE:
             raise MalformedMessage(f"state message of type {type_}: {len(data)} bytes, {STATE_HEAD_SIZE} needed")
+        if data == self._probe and sender == self.own:
+            self._caught_up_with_quorum()
+            return
         epoch = Epoch.decode(data, BASE.size)
         if epoch != self.epoch and type_ != MessageType.SYNC_START:
             return
@@ -540,7 +557,7 @@ class GroupMachine:
         self._leader = verdict.leader
         self.synced = verdict.synced.intersection(self.members)
         if verdict.updates is not None:
-            out.append(MulticastSeries(self._updates(verdict.updates, now)))
+            out.append(MulticastSeries(self._updates(self.epoch, verdict.updates, now)))
         self._extend(out, verdict.effects, now)
         if self.own in self.synced:
             self._become_synced("all data is up to date", now, out)
@@ -556,9 +573,8 @@ class GroupMachine:
                 elif queued.sender in self.members:
                     self._queue.append(queued)
 
-    def _updates(self, updates: Iterable[bytes], now: Instant) -> Iterator[Multicast]:
-        """The leader's messages, until the next synchronisation makes them useless."""
-        epoch = self.epoch
+    def _updates(self, epoch: Epoch, updates: Iterable[bytes], now: Instant) -> Iterator[Multicast]:
+        """The leader's messages in the synchronisation of C{epoch}, until the next one makes them useless."""
         wall = now.wall & U32
         head = Update(self._version, wall, epoch, b"").encode()
         for update in updates:
