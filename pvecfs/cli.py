@@ -16,7 +16,8 @@ import click
 from pvecfs import __version__
 from pvecfs.store.exchange import collect
 from pvecfs.store.exchange import extract as write_out
-from pvecfs.store.offline import DATABASE_NAME, OfflineDatabase
+from pvecfs.store.lockfile import DATABASE_NAME
+from pvecfs.store.offline import OfflineDatabase
 from pvecfs.tree.admission import Limits
 from pvecfs.tree.entry import DT_DIR, ROOT_INODE, Entry
 from pvecfs.tree.errors import TreeDefect
@@ -65,7 +66,8 @@ def main(context: click.Context, state_dir: str, db: str | None) -> None:
     """Examine, repair and carry the database of a pvecfs or pmxcfs node.
 
     Whatever writes to the database needs it for itself: stop the daemon first. Commands that only read,
-    and 'backup', also work while a daemon uses it; they then see its last committed state.
+    and 'backup', also work while a daemon uses it; they then see its last committed state. A symbolic link is as good
+    as the database's own name, a hard link is not: nothing is written to a file that has one.
 
     Exit code: 0 done and nothing is wrong, 1 the database has defects, 2 the command line was wrong or the command
     could not be carried out.

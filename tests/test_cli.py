@@ -304,6 +304,99 @@ class LiveTests(CommandTestCase):
             self.assertIn("in use by a daemon", self.fails(2, *command))
         self.assertEqual(Path(self.path).read_bytes(), before)
 
+    def test_symbolic_links(self) -> None:
+        """Whatever links lead to a database that a daemon uses, nothing writes to it."""
+        self.golden()
+        saved = os.path.join(self.directory, "saved.db")
+        shutil.copy(self.path, saved)
+        elsewhere = os.path.join(self.directory, "elsewhere")
+        os.mkdir(elsewhere)
+
+        def link(name: str, target: str) -> str:
+            path = os.path.join(elsewhere, name)
+            os.symlink(target, path)
+            return path
+
+        file = link("file", self.path)
+        directory = link("directory", self.directory)
+        chain = link("chain", "file")
+        beyond = link("beyond", os.path.join("directory", "config.db"))
+        own = link("config.db", "../config.db")  # with a lock of its own, which nobody has
+        names = [file, f"{directory}/config.db", chain, beyond, own, f"{file}/", f"{elsewhere}/../elsewhere/chain"]
+        lock = LockFile.beside(self.path)
+        lock.try_acquire()
+        self.addCleanup(lock.release)
+        before, inode = Path(self.path).read_bytes(), os.stat(self.path).st_ino
+        for name in names:
+            for command in (["repair"], ["restore", saved], ["rename-node", "n1", "n4"], ["compact"]):
+                self.assertIn("in use by a daemon", self.fails(2, "--db", name, *command))
+            self.fails(2, "--db", saved, "backup", "--force", name)
+            self.assertIn("no defects", self.succeeds("--db", name, "check"))
+        self.assertEqual((Path(self.path).read_bytes(), os.stat(self.path).st_ino), (before, inode))
+        self.assertTrue(os.path.islink(own))
+        lock.release()
+        for name in names:
+            self.succeeds("--db", name, "compact")
+
+    def test_a_daemon_that_uses_a_link(self) -> None:
+        """The lock is beside its config.db, which is a link; the file itself has another name, or none yet."""
+        state = os.path.join(self.directory, "state")
+        os.mkdir(state)
+        link, file = os.path.join(state, "config.db"), os.path.join(self.directory, "file.db")
+        os.symlink("../file.db", link)
+        os.symlink("state/config.db", os.path.join(self.directory, "to-the-link"))
+        source = os.path.join(self.directory, "source")
+        os.mkdir(source)
+        lock = LockFile.beside(link)
+        lock.try_acquire()
+        self.addCleanup(lock.release)
+        for name in (link, os.path.join(self.directory, "to-the-link")):
+            self.assertIn("in use by a daemon", self.fails(2, "--db", name, "import", source))
+        self.assertFalse(os.path.exists(file))
+        shutil.copy(GOLDEN / "config.db", file)
+        for name in (link, os.path.join(self.directory, "to-the-link")):
+            self.assertIn("in use by a daemon", self.fails(2, "--db", name, "compact"))
+
+    def test_links_in_a_ring(self) -> None:
+        os.symlink("other", self.path)
+        os.symlink("config.db", os.path.join(self.directory, "other"))
+        for command in (["check"], ["compact"]):
+            self.fails(2, *command)
+
+    def test_hard_links(self) -> None:
+        """Nothing leads from one to the lock, so that nothing is written to a file with several names."""
+        self.golden()
+        other = os.path.join(self.directory, "other.db")
+        os.link(self.path, other)
+        lock = LockFile.beside(self.path)
+        lock.try_acquire()
+        self.addCleanup(lock.release)
+        before = snapshot(self.path)
+        commands = (["repair"], ["restore", str(GOLDEN / "config.db")], ["rename-node", "n1", "n4"], ["compact"])
+        for name, why in ((other, "hard links"), (self.path, "in use by a daemon")):
+            for command in commands:
+                self.assertIn(why, self.fails(2, "--db", name, *command))
+            lock.release()
+            self.assertIn("hard links", self.fails(2, "--db", name, "compact"))
+            lock.try_acquire()
+        lock.release()
+        self.assertEqual(snapshot(self.path), before)
+        os.unlink(other)
+        self.succeeds("compact")
+
+    def test_backup_over_a_database_in_use(self) -> None:
+        self.golden()
+        saved = os.path.join(self.directory, "saved.db")
+        self.succeeds("backup", saved)
+        lock = LockFile.beside(self.path)
+        lock.try_acquire()
+        self.addCleanup(lock.release)
+        inode = os.stat(self.path).st_ino
+        self.assertIn("in use by a daemon", self.fails(2, "--db", saved, "backup", "--force", self.path))
+        self.assertEqual(os.stat(self.path).st_ino, inode)
+        lock.release()
+        self.succeeds("--db", saved, "backup", "--force", self.path)
+
     def test_reading_and_backup_under_load(self) -> None:
         self.golden()
         lock = LockFile.beside(self.path)

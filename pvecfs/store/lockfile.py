@@ -5,11 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 from errno import EIO
+from pathlib import Path
 
 from pvecfs.store.errors import StoreError
 
+DATABASE_NAME = "config.db"
+"""The name by which daemons use a database, in the state directory (60-operation.md)."""
+
 LOCK_NAME = ".pmxcfs.lockfile"
-"""Its name in the directory of the database (60-operation.md)."""
+"""The lock's name in the directory of the database (60-operation.md)."""
+
+_MOST_LINKS = 40
+"""Linux follows no more symbolic links than that for one path."""
 
 LOCK_TIMEOUT = 10.0
 """Seconds that a daemon keeps trying, saying so once."""
@@ -63,3 +70,19 @@ class LockFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def locks_of(database: str | os.PathLike[str]) -> list[LockFile]:
+    """The locks of all daemons that may use the file at C{database}: one for each path called L{DATABASE_NAME} among
+    C{database} and those to which it leads as a symbolic link. A hard link leads to no other path."""
+    locks: dict[str, LockFile] = {}
+    place = Path(database)
+    for _ in range(_MOST_LINKS):
+        place = Path(os.path.realpath(place.parent), place.name)
+        if place.name == DATABASE_NAME:
+            lock = LockFile.beside(place)
+            locks[lock.path] = lock
+        if not os.path.islink(place):
+            break
+        place = place.parent / os.readlink(place)
+    return list(locks.values())

@@ -7,13 +7,13 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from errno import EBUSY, EEXIST, EINVAL, EIO, ENOENT, ENOTDIR
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from errno import EBUSY, EEXIST, EINVAL, EIO, EMLINK, ENOENT, ENOTDIR
 
 from pvecfs.store import rows
 from pvecfs.store.errors import StoreError
 from pvecfs.store.examination import Survey, survey
-from pvecfs.store.lockfile import LOCK_NAME, LockFile
+from pvecfs.store.lockfile import locks_of
 from pvecfs.store.repair import Repair
 from pvecfs.store.rows import DEFAULT_PAGE_SIZE
 from pvecfs.store.sqlite import create, place, read_tree, write_new
@@ -22,13 +22,12 @@ from pvecfs.tree.errors import OperationError, TreeDefect
 from pvecfs.tree.paths import NODES, is_node_name
 from pvecfs.tree.tree import Tree
 
-DATABASE_NAME = "config.db"
-
 
 class OfflineDatabase:
     """The database at C{path}.
 
-    What writes takes the lock that a daemon would hold. What reads works beside a daemon too, in one transaction.
+    What writes takes the locks of the daemons that could use it, whatever symbolic links lead to it. What reads works
+    beside a daemon too, in one transaction.
 
     @param path: of the file.
     @param now: seconds since 1970.
@@ -36,41 +35,47 @@ class OfflineDatabase:
 
     def __init__(self, path: str | os.PathLike[str], now: Callable[[], float] = time.time) -> None:
         self.path = os.path.realpath(path)
-        self._lock = LockFile.beside(path) if os.path.basename(path) == DATABASE_NAME else None
+        self._locks = locks_of(path)
         self._now = now
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock. No daemon uses a database of another name, so that it has none.
+        """Hold the locks. No daemon uses a database of another name, so that it has none.
 
-        @raise StoreError: EBUSY when a daemon has it.
+        @raise StoreError: EBUSY when a daemon has one; EMLINK when the file has other names, hard links: nothing tells
+            where they are, so which lock a daemon would have that uses one of them.
         """
-        lock = self._lock
-        if lock is None:
+        with self._holding():
+            if os.path.isfile(self.path) and os.stat(self.path).st_nlink > 1:
+                raise StoreError(
+                    EMLINK, f"{self.path}: has several names (hard links); a daemon may use another: work on a copy"
+                )
             yield
-            return
-        if not lock.try_acquire():
-            raise StoreError(EBUSY, f"{self.path}: is in use by a daemon ({lock.path} is locked); stop it first")
-        try:
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        with ExitStack() as held:
+            for lock in self._locks:
+                if not lock.try_acquire():
+                    raise StoreError(
+                        EBUSY, f"{self.path}: is in use by a daemon ({lock.path} is locked); stop it first"
+                    )
+                held.callback(lock.release)
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def read(self) -> Iterator[bool]:
-        """Hold the lock if that is possible; yields whether nobody writes meanwhile."""
-        lock = self._lock
-        if lock is None or not os.path.exists(lock.path):
-            yield True
-            return
-        try:
-            alone = lock.try_acquire()
-        except StoreError:  # not allowed to lock it, so not to know either
-            alone = False
-        try:
+        """Hold the locks that there are, if that is possible; yields whether nobody writes meanwhile."""
+        alone = True
+        with ExitStack() as held:
+            for lock in self._locks:
+                if os.path.exists(lock.path):
+                    try:
+                        alone = lock.try_acquire() and alone
+                    except StoreError:  # not allowed to lock it, so not to know either
+                        alone = False
+                    held.callback(lock.release)
             yield alone
-        finally:
-            lock.release()
 
     def survey(self) -> Survey:
         """All that can be read.
@@ -94,13 +99,17 @@ class OfflineDatabase:
     def backup(self, target: str, replace: bool = False) -> None:
         """Copy the database to C{target}, whole, also while a daemon writes to it.
 
-        @raise StoreError: it cannot be read, or C{target} cannot be written, or is there and C{replace} is not set.
+        @raise StoreError: it cannot be read, or C{target} cannot be written, or is there and C{replace} is not set, or
+            a daemon uses it.
         """
         if os.path.realpath(target) == self.path:
             raise StoreError(EINVAL, f"{target}: is the database itself")
-        if not replace and os.path.lexists(target):
+        there = os.path.lexists(target)
+        if there and not replace:
             raise StoreError(EEXIST, f"{target}: exists already")
-        with self.read() as alone, rows.reading(self.path, alone) as source:
+        # What is replaced may be a daemon's database.
+        held = OfflineDatabase(target)._holding() if there else nullcontext()
+        with held, self.read() as alone, rows.reading(self.path, alone) as source:
             rows.check_schema(source, self.path)
             place(target, lambda temporary: _copy(source, temporary), replace)
 
@@ -300,6 +309,3 @@ class _NodeMove:
 
     def _path(self, entry: Entry) -> str:
         return repr(os.fsdecode(self._tree.path_of(entry.inode) or b"?"))
-
-
-__all__ = ["DATABASE_NAME", "LOCK_NAME", "OfflineDatabase"]
