@@ -72,6 +72,16 @@ class ProtocolTests(SynchronousTestCase):
         self.failureResultOf(answer, ConnectionGone)
         self.successResultOf(self.protocol.lost)
 
+    def test_commands_fail_before_the_loss_is_told(self) -> None:
+        """In the order in which they were given: what comes after them is newer."""
+        told: list[str] = []
+        first, second = self.protocol.command(b"A"), self.protocol.command(b"B")
+        first.addErrback(lambda _: told.append("first"))
+        second.addErrback(lambda _: told.append("second"))
+        self.protocol.lost.addCallback(lambda _: told.append("lost"))
+        self.protocol.connectionLost()
+        self.assertEqual(told, ["first", "second", "lost"])
+
     def test_each_answer_grants_more_time(self) -> None:
         first, second = self.protocol.command(b"A"), self.protocol.command(b"B")
         self.clock.advance(ANSWER_TIMEOUT - 1)

@@ -17,15 +17,16 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from pvecfs.interfaces import IRoundRobinSink
-from pvecfs.rrd import librrd
+from pvecfs.rrd import librrd, sink
 from pvecfs.rrd.layout import parse_update
-from pvecfs.rrd.sink import RoundRobinSink, make_directories, store_directly
+from pvecfs.rrd.sink import MAX_WAITING, RoundRobinSink, make_directories, store_directly
 from pvecfs.rrd.worker import DiskWorker
 
 Steps = Any  # what inlineCallbacks yields and sends
@@ -275,6 +276,31 @@ class SinkTests(TestCase):
         self.assertIs(self.sink._protocol, None)
         self.start_rrdcached()
         yield self.until(lambda: self.sink._protocol is not None, "the new connection")
+
+    @inlineCallbacks
+    def test_rrdcached_that_is_lost_before_it_answers(self) -> Steps:
+        """What it was sent goes to librrd before what waited here: librrd refuses whatever is older than the last."""
+        stored: list[bytes] = []
+        self.patch(sink, "store_directly", lambda path, update, now: stored.append(update.line))
+        silent: list[Protocol] = []
+
+        class Silent(Protocol):
+            def connectionMade(self) -> None:
+                silent.append(self)
+
+        listening = reactor.listenUNIX(self.socket, Factory.forProtocol(Silent))  # type: ignore[attr-defined]  # the module is the reactor
+        self.addCleanup(listening.stopListening)
+        yield self.until_connected()
+        yield self.until(lambda: bool(silent), "the server's side")
+        lines = [b"%d:1:2" % moment for moment in range(1000, 1000 + MAX_WAITING + 50)]
+        for line in lines:
+            self.sink.update(b"pve2-storage/n1/x", line)
+        self.assertEqual(len(self.sink._queue), 50)
+        yield listening.stopListening()
+        silent[0].transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+        yield self.until(lambda: self.sink._protocol is None, "the loss")
+        yield self.sink.stopService()
+        self.assertEqual(stored, lines)
 
     @inlineCallbacks
     def test_malicious_keys_write_nothing(self) -> Steps:

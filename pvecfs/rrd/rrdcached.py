@@ -51,6 +51,7 @@ class RrdcachedProtocol(LineOnlyReceiver):
     """One connection. L{command} may be called again before the answers have come.
 
     @ivar waiting: number of commands without an answer.
+    @ivar lost: fires when the connection has ended, after the commands without an answer have failed, in their order.
     """
 
     delimiter = b"\n"
@@ -111,9 +112,9 @@ class RrdcachedProtocol(LineOnlyReceiver):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._cancel_timeout()
         answers, self._answers = self._answers, deque()
-        self.lost.callback(None)
         for answer in answers:
             answer.errback(ConnectionGone(reason.getErrorMessage()))
+        self.lost.callback(None)
 
     def _answered(self, outcome: bytes | Refused) -> None:
         answer = self._answers.popleft()
