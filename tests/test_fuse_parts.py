@@ -11,7 +11,7 @@ from twisted.trial import unittest
 from zope.interface.verify import verifyObject
 
 from pvecfs.fuse import invalidation, lowlevel, mountpoint, requests
-from pvecfs.fuse.documents import MAX_FROZEN, FrozenDocuments
+from pvecfs.fuse.documents import MAX_BYTES, MAX_FROZEN, FrozenDocuments
 from pvecfs.fuse.graves import MAX_GRAVES, Graves
 from pvecfs.fuse.invalidation import KernelCache
 from pvecfs.fuse.listing import CURSOR_BITS, ListingCache
@@ -82,6 +82,39 @@ class DocumentTests(unittest.SynchronousTestCase):
         self.assertEqual(len(self.documents), MAX_FROZEN)
         self.assertIsNone(self.documents.content(nodes[0]))
         self.assertEqual(self.documents.content(nodes[-1]), self.content)
+
+    def test_bound_of_bytes(self) -> None:
+        """Those looked up longest ago make room, and their handles find nothing; what is forgotten counts no more."""
+        self.content = b"same"
+        members, _ = self.documents.look_up(b".members")
+        nodes = []
+        for number in range(20):
+            self.content = b"%d" % number + bytes(MAX_BYTES // 16)
+            nodes.append(self.documents.look_up(b".rrd")[0])
+            self.content = b"same"
+            self.assertEqual(self.documents.look_up(b".members")[0], members)
+        kept = [node for node in nodes if self.documents.content(node) is not None]
+        self.assertEqual(kept, nodes[-15:])
+        self.assertIsNone(self.documents.name(nodes[0]))
+        self.documents.forget(nodes[0], 1)
+        for node in kept[:-1]:
+            self.documents.forget(node, 1)
+        self.assertEqual(len(self.documents), 2)
+        for number in range(14):
+            self.content = b"again %d" % number + bytes(MAX_BYTES // 17)
+            self.documents.look_up(b".rrd")
+        self.assertEqual(len(self.documents), 16)
+
+    def test_one_larger_than_the_bound(self) -> None:
+        """It stays until the next one is looked up."""
+        self.content = bytes(MAX_BYTES + 1)
+        large, size = self.documents.look_up(b".rrd")
+        self.assertEqual((size, self.documents.content(large)), (MAX_BYTES + 1, self.content))
+        self.content = b"x"
+        self.documents.look_up(b".version")
+        self.assertIsNone(self.documents.content(large))
+        self.content = bytes(MAX_BYTES + 1)
+        self.assertNotEqual(self.documents.look_up(b".rrd")[0], large)
 
 
 class GraveTests(unittest.SynchronousTestCase):

@@ -7,6 +7,7 @@ anew; the same bytes get the same node id again.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_FROZEN = 4096
-"""Contents kept at most. Only handles can keep more than a few alive; beyond this the oldest is lost (ENOENT)."""
+MAX_BYTES = 16 * 1024 * 1024
+"""Contents kept at most, and their bytes. Only handles can keep more than a few alive; beyond this go those that were
+looked up longest ago: who still holds one open then gets ENOENT, as from a grave. The one looked up last stays,
+whatever its size."""
 
 
 class _Frozen:
@@ -37,7 +41,8 @@ class FrozenDocuments:
     def __init__(self, make: Callable[[bytes], bytes]) -> None:
         self._make = make
         self._lock = Lock()
-        self._frozen: dict[int, _Frozen] = {}
+        self._frozen: OrderedDict[int, _Frozen] = OrderedDict()  # in the order of their last lookups
+        self._bytes = 0
         self._newest: dict[bytes, int] = {}
         self._next = FIRST_FROZEN
 
@@ -53,12 +58,15 @@ class FrozenDocuments:
             frozen = self._frozen.get(node)
             if frozen is None or (frozen.content is not content and frozen.content != content):
                 if frozen is not None and not frozen.lookups:
-                    del self._frozen[node]
-                if len(self._frozen) >= MAX_FROZEN:
-                    del self._frozen[next(iter(self._frozen))]
+                    self._remove(node)
                 node = self._newest[name] = self._next
                 self._next += 1
                 frozen = self._frozen[node] = _Frozen(name, content)
+                self._bytes += len(content)
+                while len(self._frozen) > 1 and (self._bytes > MAX_BYTES or len(self._frozen) > MAX_FROZEN):
+                    self._remove(next(iter(self._frozen)))
+            else:
+                self._frozen.move_to_end(node)
             frozen.lookups += 1
             return node, len(content)
 
@@ -80,7 +88,10 @@ class FrozenDocuments:
                 return
             frozen.lookups -= lookups
             if frozen.lookups <= 0 and self._newest.get(frozen.name) != node:
-                del self._frozen[node]
+                self._remove(node)
+
+    def _remove(self, node: int) -> None:
+        self._bytes -= len(self._frozen.pop(node).content)
 
     def __len__(self) -> int:
         return len(self._frozen)
