@@ -34,6 +34,7 @@ from pvecfs.node.cluster import (
 )
 from pvecfs.node.ledger import RECOVERY_INTERVAL, Ledger
 from pvecfs.node.view import NodeView
+from pvecfs.replica import dcdb
 from pvecfs.replica.dcdb import TreeReplica
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
@@ -523,7 +524,6 @@ class Proposing(ServiceCase):
         self.deliver()
         self.connection.refusals = refusals
         self.service.message_delivered(OTHER, State(1, 1, self.machine.epoch, BASE.index()).encode())
-        self.assertIs(self.machine.mode, Mode.SYNCED)
 
     def test_many_updates(self) -> None:
         """They are made a few at a time, and other work comes between: a change of ours is not held up by them."""
@@ -550,6 +550,14 @@ class Proposing(ServiceCase):
         self.turns(SEND_INTERVAL * 5, SEND_INTERVAL)
         kinds = [type(message) for message in self.sent()]
         self.assertEqual(kinds, [*[Update] * 3, UpdateComplete])
+
+    def test_updates_that_cannot_be_made(self) -> None:
+        """As any error in a group's machine: it ends, and tells whoever waits."""
+        self.patch(dcdb, "encode_entry", lambda entry: 1 / 0)
+        self.lead(2)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertIs(self.machine.mode, Mode.ERROR)
+        self.assertIs(self.service.standing, Standing.ENDED)
 
     def test_updates_of_a_synchronisation_that_is_over(self) -> None:
         self.lead(5, refusals=1)
@@ -682,6 +690,23 @@ class FailedCommits(ServiceCase):
         self.store.settle()
         self.assertEqual(self.outcomes.got[-1], ("f", 0))
         self.assertEqual(self.store.stored().index(), self.replica.tree.index())
+
+    def test_cluster_conf(self) -> None:
+        """The host gets what was committed, not what was applied after it."""
+        self.enter()
+        self.proposer.propose(Create(b"corosync.conf"), self.outcomes("c"))
+        for content in b"1", b"22":
+            self.proposer.propose(Write(b"corosync.conf", content), self.outcomes("w"))
+        self.deliver()
+        self.assertEqual(self.confs, [])
+        created, first, second = self.store._queue  # two transactions: one succeeds
+        self.store._queue = [created, first]
+        self.store.settle()
+        self.assertEqual(self.confs, [(b"", True), (b"1", True)])
+        self.store._queue = [second]
+        self.store.failure = StoreError(ENOSPC, "full")
+        self.store.settle()
+        self.assertEqual(self.confs, [(b"", True), (b"1", True)])
 
     def test_what_is_delivered_meanwhile_is_not_applied(self) -> None:
         """The failure arises while messages wait to be handled: they must not reach the tree that was set back."""

@@ -122,21 +122,23 @@ class Delivery(ReplicaCase):
 
     def test_cluster_conf(self) -> None:
         conf = b"corosync.conf"
-        for change, touches in (
-            (Create(conf), True),
-            (Write(conf, b"config_version: 3"), True),
-            (Write(b"/corosync.conf", b"x"), True),
-            (Rename(b"f", conf), True),
-            (Rename(conf, b"g"), False),
-            (Mkdir(conf), False),
-            (Delete(conf), False),
-            (Create(b"d/corosync.conf"), False),
+        for change, content in (
+            (Create(conf), b""),
+            (Write(conf, b"config_version: 3"), b"config_version: 3"),
+            (Write(b"/corosync.conf", b"x"), b"xonfig_version: 3"),
+            (Rename(b"f", conf), b"text"),
+            (Rename(conf, b"g"), None),
+            (Mkdir(conf), None),
+            (Delete(conf), None),
+            (Create(b"d/corosync.conf"), None),
         ):
             effects = self.deliver(change, own=True)
             self.assertEqual(
-                [e for e in effects if isinstance(e, ClusterConfChanged)], [ClusterConfChanged(True)] * touches
+                [effect for effect in effects if isinstance(effect, ClusterConfChanged)],
+                [] if content is None else [ClusterConfChanged(content, True)],
+                change,
             )
-        self.assertIn(ClusterConfChanged(False), self.deliver(Create(conf)))
+        self.assertIn(ClusterConfChanged(b"", False), self.deliver(Create(conf)))
 
     def test_reset(self) -> None:
         self.deliver(Create(b"new"))
@@ -291,21 +293,25 @@ class Synchronisation(ReplicaCase):
         newer = grown(BASE, Write(b"f", b"other"), Create(b"n"), Delete(b"d"))
         loads = self.replica.tree.counters.value(b"storage.cfg")
         changed = [newer.root, *(e for name in (b"f", b"n") if (e := newer.lookup(name)) is not None)]
-        commit, conf = self.sync_to(newer, changed)
+        (commit,) = self.sync_to(newer, changed)
         assert isinstance(commit, Commit)
         gone = BASE.lookup(b"d")
         assert gone is not None
         self.assertEqual(commit.delta.deleted, (gone.inode,))
         self.assertEqual({e.name for e in commit.delta.stored}, {b"f", b"n"})
         self.assertTrue(commit.delta.synchronised)
-        self.assertEqual(conf, ClusterConfChanged(False))
         self.assertEqual(self.replica.tree.index(), newer.index())
         self.assertEqual(self.replica.tree.counters.value(b"storage.cfg"), loads + 1)
+
+    def test_cluster_conf(self) -> None:
+        newer = grown(BASE, Create(b"corosync.conf"), Write(b"corosync.conf", b"x"))
+        _, conf = self.sync_to(newer, list(newer.entries()))
+        self.assertEqual(conf, ClusterConfChanged(b"x", False))
 
     def test_what_we_have_is_not_stored_again(self) -> None:
         """Another member lacked it; here it stays the same object, and the store has nothing to do for it."""
         newer = grown(BASE, Write(b"f", b"other"))
-        commit, _ = self.sync_to(newer, list(newer.entries()))
+        (commit,) = self.sync_to(newer, list(newer.entries()))
         assert isinstance(commit, Commit)
         self.assertEqual([entry.name for entry in commit.delta.stored], [b"f"])
         self.assertIs(self.replica.tree.lookup(b"d"), BASE.lookup(b"d"))
@@ -341,7 +347,7 @@ class Synchronisation(ReplicaCase):
         ):
             self.replica.reset(BASE)
             if good:
-                commit, _ = self.sync_to(newer, [*series, *others])
+                (commit,) = self.sync_to(newer, [*series, *others])
                 assert isinstance(commit, Commit)
                 self.assertEqual({entry.name for entry in commit.delta.stored}, {b"f", b"n"})
                 self.assertEqual(self.replica.tree.index(), newer.index())

@@ -532,30 +532,29 @@ class FileSystem:
             return
         tree, entry = self._find(node)
         path = None if entry is None else tree.path_of(entry.inode)
-        if entry is None or path is None:
-            reply_err(request, ENOENT)
-            return
-        finish = self._finish_write
-        if file.contents.flags & os.O_APPEND and offset != len(entry.data):
-            # Another node has changed the size since the kernel asked for it: the end is elsewhere, and the kernel has
-            # put what is written at the wrong place of its pages.
-            offset = len(entry.data)
+        # Whether another node has changed the size since the kernel asked for it: the end is elsewhere, and the kernel
+        # has put what is written at the wrong place of its pages.
+        appends = bool(file.contents.flags & os.O_APPEND)
+        elsewhere = appends and entry is not None and offset != len(entry.data)
 
-            def finish(request: int, outcome: int) -> None:
-                self._finish_write(request, outcome)
+        def finish(request: int, outcome: int) -> None:
+            if outcome < 0:
+                self._kernel.forget_content(node)  # a mapped page keeps what was refused, as if it had been written
+                reply_err(request, -outcome)
+                return
+            lowlevel.reply_write(request, outcome)
+            if elsewhere:
                 self._kernel.forget_content(node)
 
+        if entry is None or path is None:
+            finish(request, -ENOENT)
+            return
+        if elsewhere:
+            offset = len(entry.data)
         if offset + size > MAX_FILE_BYTES:
-            reply_err(request, EFBIG)
+            finish(request, -EFBIG)
         else:
             self._propose(request, Write(path, ctypes.string_at(pointer, size), offset), finish)
-
-    @staticmethod
-    def _finish_write(request: int, outcome: int) -> None:
-        if outcome < 0:
-            reply_err(request, -outcome)
-        else:
-            lowlevel.reply_write(request, outcome)
 
     def _write_document(self, request: int, node: int, data: bytes, offset: int) -> None:
         name = self._documents.name(node)

@@ -29,7 +29,7 @@ from pvecfs.interfaces import (
     IQuorumListener,
 )
 from pvecfs.log import logger
-from pvecfs.replica.dcdb import CLUSTER_CONF, TreeReplica
+from pvecfs.replica.dcdb import TreeReplica
 from pvecfs.replica.effects import (
     ClusterConfChanged,
     Commit,
@@ -416,7 +416,13 @@ class GroupService(Service):
             now = self.monotonic()
             multicast = unsent.multicast
             if isinstance(multicast, MulticastSeries):
-                following = next(multicast.multicasts, None)
+                try:
+                    following = next(multicast.multicasts, None)
+                except Exception:
+                    _log.failure("the group's data cannot be trusted any more")
+                    self._unsent.clear()
+                    self._input(self._fail)
+                    return
                 if following is None:
                     self._unsent.popleft()
                     continue
@@ -470,13 +476,16 @@ class GroupService(Service):
                         self._inputs.clear()
                         self._end()
                     else:
-                        self._inputs.appendleft(lambda now: self.machine.fail("an error in this program, see above"))
+                        self._inputs.appendleft(self._fail)
         finally:
             self._busy = False
         self._watch_time()
         if self.machine.mode is not self._mode:
             self._mode = self.machine.mode
             self.mode_changed(self._mode)
+
+    def _fail(self, now: Instant) -> Iterable[Effect]:
+        return self.machine.fail("an error in this program, see above")
 
     def _carry_out(self, effect: Effect) -> None:
         kind = type(effect)
@@ -699,10 +708,10 @@ class ClusterProposer:
         elif isinstance(effect, FailWaiting):
             self._fail_waiting(effect.errno)
         elif isinstance(effect, ClusterConfChanged):
-            own = effect.own
+            content, own = effect.content, effect.own
 
             def committed(outcome: int) -> None:
-                self._reactor.callFromThread(self._tell_conf, own)
+                self._reactor.callFromThread(self._tell_conf, content, own)
 
             self._ledger.settle(committed, 0)
 
@@ -713,10 +722,9 @@ class ClusterProposer:
         for proposal in waiting:
             proposal.acknowledge(-errno)
 
-    def _tell_conf(self, own: bool) -> None:
-        entry = self._replica.tree.lookup(CLUSTER_CONF)
-        if entry is not None and not entry.is_directory:
-            self._conf_changed(entry.data, own)
+    def _tell_conf(self, content: bytes, own: bool) -> None:
+        if not self._failure:  # otherwise its commit has failed, which we were told before
+            self._conf_changed(content, own)
 
     # -- IQuorumListener
 

@@ -164,7 +164,7 @@ class TreeReplica:
         self._locks.applied(applied.tree, change, now.monotonic)
         commit = Commit(applied.delta, count, applied.result)
         if _touches_cluster_conf(change):
-            return commit, ClusterConfChanged(own=count is not None)
+            return commit, *_cluster_conf(applied.tree, own=count is not None)
         return (commit,)
 
     def _unlock(
@@ -247,7 +247,7 @@ class TreeReceiver:
         return (
             Commit(Delta(tree, tuple(self._changed.values()), self._deleted, synchronised=True)),
             *(Log(Level.CRITICAL, str(duplicate)) for duplicate in tree.vms.duplicates),
-            ClusterConfChanged(own=False),
+            *_cluster_conf(tree, own=False),
         )
 
 
@@ -256,3 +256,8 @@ def _touches_cluster_conf(change: Change) -> bool:
     if isinstance(change, Write | Create):
         return CLUSTER_CONF in change.path and split(change.path) == (CLUSTER_CONF,)
     return isinstance(change, Rename) and split(change.to) == (CLUSTER_CONF,)
+
+
+def _cluster_conf(tree: Tree, own: bool) -> Sequence[Effect]:
+    entry = tree.lookup(CLUSTER_CONF)
+    return () if entry is None or entry.is_directory else (ClusterConfChanged(entry.data, own),)

@@ -117,9 +117,11 @@ class ClusterConfChanged:
     """dcdb: C{corosync.conf} was created, written, renamed to or synchronised: bring the host's copy in step, once the
     commit before this effect is done.
 
+    @ivar content: what it holds now.
     @ivar own: the change was made on this node, so that corosync may have to be told.
     """
 
+    content: bytes
     own: bool
 
 
