@@ -11,6 +11,8 @@ class StoreError(OSError):
     @ivar errno: a positive errno value: what a change that waits for its commit is to be answered.
     """
 
+    errno: int
+
     def __init__(self, errno: int, why: str = "") -> None:
         super().__init__(errno, why or os.strerror(errno))
 

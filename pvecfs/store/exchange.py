@@ -93,7 +93,7 @@ def collect(
         try:
             tree = tree.apply(admit(tree, change, limits), 0, mtime).tree
         except OperationError as error:
-            raise StoreError(error.errno or EIO, f"{shown}: {error.strerror}") from error
+            raise StoreError(error.errno, f"{shown}: {error.strerror}") from error
 
     def walk(at: bytes, path: bytes) -> None:
         with os.scandir(at) as found:

@@ -10,8 +10,10 @@ class OperationError(OSError):
 
     It is a normal result, equal on every node. A refused operation has changed nothing.
 
-    @ivar errno: a positive errno value.
+    @ivar errno: a positive errno value, always set.
     """
+
+    errno: int
 
     def __init__(self, errno: int, why: str = "") -> None:
         super().__init__(errno, why or os.strerror(errno))
