@@ -19,13 +19,16 @@ from pvecfs.store.exchange import extract as write_out
 from pvecfs.store.lockfile import DATABASE_NAME
 from pvecfs.store.offline import OfflineDatabase
 from pvecfs.tree.admission import Limits
-from pvecfs.tree.entry import DT_DIR, ROOT_INODE, Entry
+from pvecfs.tree.entry import DT_DIR, path_of
 from pvecfs.tree.errors import TreeDefect
 from pvecfs.tree.index import Index
 
 DEFAULT_STATE_DIR = "/var/lib/pve-cluster"
 
-DONE, DEFECTS, FAILED = 0, 1, 2
+DEFECTS, FAILED = 1, 2
+"""Exit codes."""
+
+_DEFAULT_LIMITS = Limits()
 
 
 class _Failed(click.ClickException):
@@ -159,7 +162,7 @@ def dump(default: OfflineDatabase, database: str | None, as_json: bool) -> None:
     """
     found = _chosen(default, database).survey()
     entries = ([] if found.root is None else [found.root]) + [found.entries[inode] for inode in sorted(found.entries)]
-    paths = {entry.inode: _path_of(entry, found.entries) for entry in entries}
+    paths = {entry.inode: path_of(entry.inode, found.entries) for entry in entries}
     if as_json:
         _json_of(
             [
@@ -191,21 +194,6 @@ def dump(default: OfflineDatabase, database: str | None, as_json: bool) -> None:
     for line in lines:
         numbers = (cell.rjust(width) for cell, width in zip(line, widths, strict=False))
         click.echo("  ".join((*numbers, line[7])))
-
-
-def _path_of(entry: Entry, entries: dict[int, Entry]) -> bytes | None:
-    """The path of an entry among rows that need not be a tree."""
-    names: list[bytes] = []
-    seen: set[int] = set()
-    while entry.inode != ROOT_INODE:
-        if entry.inode in seen or (entry.parent != ROOT_INODE and entry.parent not in entries):
-            return None
-        seen.add(entry.inode)
-        names.append(entry.name)
-        if entry.parent == ROOT_INODE:
-            break
-        entry = entries[entry.parent]
-    return b"/".join(reversed(names))
 
 
 @main.command()
@@ -266,8 +254,20 @@ def extract(database: OfflineDatabase, directory: str) -> None:
 
 
 @main.command("import")
-@click.option("--max-size", type=click.IntRange(1), default=128, show_default=True, help="Limit of all data, MiB.")
-@click.option("--max-entries", type=click.IntRange(2), default=262144, show_default=True, help="Limit of entries.")
+@click.option(
+    "--max-size",
+    type=click.IntRange(1),
+    default=_DEFAULT_LIMITS.max_bytes >> 20,
+    show_default=True,
+    help="Limit of all data, MiB.",
+)
+@click.option(
+    "--max-entries",
+    type=click.IntRange(2),
+    default=_DEFAULT_LIMITS.max_entries,
+    show_default=True,
+    help="Limit of entries.",
+)
 @click.argument("directory", type=click.Path(exists=True, file_okay=False))
 @_of_context
 def import_(database: OfflineDatabase, directory: str, max_size: int, max_entries: int) -> None:

@@ -14,7 +14,9 @@ from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs.cli import main
+from pvecfs.store.errors import StoreError
 from pvecfs.store.lockfile import LockFile
+from pvecfs.store.offline import OfflineDatabase
 from pvecfs.tree.changes import Write
 from tests.store_databases import GOLDEN, raw, reopened, settle, snapshot, store_at
 from tests.test_store_examination import ALL
@@ -287,6 +289,9 @@ class WritingTests(CommandTestCase):
         connection.close()
         self.assertEqual(reopened(self.path).index(), golden_tree().index())
         self.fails(2, "compact", "--page-size", "1000")
+        before = Path(self.path).read_bytes()
+        self.assertRaises(StoreError, OfflineDatabase(self.path).compact, 1000)
+        self.assertEqual(Path(self.path).read_bytes(), before)
 
 
 class LiveTests(CommandTestCase):

@@ -21,6 +21,7 @@ from pvecfs.tree.errors import TreeDefect
 from pvecfs.tree.tree import Tree
 from tests.store_databases import raw, reopened, snapshot, store_at
 from tests.test_store_refusals import DEFECTS, DIRECTORY, FILE
+from tests.trees import unreachable
 
 RING: list[tuple[object, ...]] = [
     (20, 22, 20, 1, 5, 4, b"ring1", None),
@@ -78,7 +79,7 @@ class RepairTests(SynchronousTestCase):
                 self.assertLessEqual({row[0] for row in held}, {entry.inode for entry in tree.entries()})
                 found = tree.lookup(b"lost+found")
                 assert found is not None
-                self.assertEqual(tree.unreachable(), [])
+                self.assertEqual(unreachable(tree), [])
                 self.assertGreater(tree.version, 100)
                 os.unlink(self.path)
 
@@ -197,7 +198,7 @@ class RepairTests(SynchronousTestCase):
         repair = Repair(found, 1)
         tree = repair.run()
         self.assertEqual(bool(defects), bool(repair.actions))
-        self.assertEqual(tree.unreachable(), [])
+        self.assertEqual(unreachable(tree), [])
         root = Entry(0, 0, tree.version, 0, 0, DT_REG, b"__version__")
         again = Survey({entry.inode: entry for entry in tree.entries() if entry.inode}, root)
         self.assertEqual(again.defects(), [])

@@ -21,6 +21,7 @@ from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime,
 from pvecfs.tree.counters import PATHS
 from pvecfs.tree.errors import OperationError
 from pvecfs.tree.tree import Tree
+from tests.trees import unreachable
 
 MIB = 1048576
 VM = re.compile(r"nodes/([a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)/(qemu-server|lxc|openvz)/([1-9]\d*)\.conf")
@@ -328,7 +329,7 @@ class ModelTests(SynchronousTestCase):
             assert found is not None
             self.assertEqual((found.inode, found.data), (thing.inode, thing.data))
             self.assertEqual(tree.path_of(thing.inode), path.encode("latin-1"))
-        self.assertEqual([entry.inode for entry in tree.unreachable()], sorted(inode for inode, *_ in model.lost))
+        self.assertEqual([entry.inode for entry in unreachable(tree)], sorted(inode for inode, *_ in model.lost))
         self.assertEqual(len(tree), len(model.things) + len(model.lost))
 
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)

@@ -10,6 +10,7 @@ from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime,
 from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
 from pvecfs.tree.errors import OperationError
 from pvecfs.tree.tree import MAX_FILE_BYTES, Tree
+from tests.trees import unreachable
 
 CONF = b"nodes/n1/qemu-server/100.conf"
 
@@ -337,7 +338,7 @@ class RenameTests(OperationCase):
         assert entry is not None
         self.assertEqual((entry.parent, entry.name), (inode, b"sub"))
         self.assertIsNone(tree.path_of(inode))
-        self.assertEqual(tree.unreachable(), [entry])
+        self.assertEqual(unreachable(tree), [entry])
         self.assertEqual(Tree.load(tree.entries(), tree.root).index(), tree.index())
 
 

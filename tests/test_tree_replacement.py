@@ -22,6 +22,7 @@ from pvecfs.tree.errors import OperationError, TreeDefect
 from pvecfs.tree.index import Index
 from pvecfs.tree.tree import Tree
 from pvecfs.tree.vmlist import VmList, find_configs
+from tests.trees import unreachable
 
 ROOT = Entry(0, 0, 100, 1, 5, DT_DIR, b"")
 NAMES = (b"nodes", b"n1", b"n-2", b"qemu-server", b"lxc", b"100.conf", b"101.conf", b"a", b"b")
@@ -222,9 +223,9 @@ class ReplacedTests(SynchronousTestCase):
         """Directories in a ring are no defect, whichever way they come about."""
         tree = sound([Entry(4, 0, 1, 1, 5, DT_DIR, b"a"), Entry(5, 4, 1, 1, 5, DT_DIR, b"b")])
         after = self.compare(tree, (), [Entry(4, 5, 2, 1, 5, DT_DIR, b"a")])
-        self.assertEqual([entry.inode for entry in after.unreachable()], [4, 5])
+        self.assertEqual([entry.inode for entry in unreachable(after)], [4, 5])
         alone = self.compare(after, [4], [Entry(5, 5, 3, 1, 5, DT_DIR, b"b")])
-        self.assertEqual([entry.inode for entry in alone.unreachable()], [5])
+        self.assertEqual([entry.inode for entry in unreachable(alone)], [5])
         self.assertEqual(len(self.compare(alone, [5], ())), 1)
 
     def test_what_is_not_touched_stays_the_same_object(self) -> None:

@@ -16,7 +16,7 @@ from pvecfs.store.examination import Survey, survey
 from pvecfs.store.lockfile import locks_of
 from pvecfs.store.repair import Repair
 from pvecfs.store.rows import DEFAULT_PAGE_SIZE
-from pvecfs.store.sqlite import create, place, read_tree, write_new
+from pvecfs.store.sqlite import create, place, read_tree
 from pvecfs.tree.entry import DT_DIR, ROOT_INODE, Entry
 from pvecfs.tree.errors import OperationError, TreeDefect
 from pvecfs.tree.paths import NODES, is_node_name
@@ -93,7 +93,7 @@ class OfflineDatabase:
         """
         with self.read() as alone, rows.reading(self.path, alone) as connection:
             connection.execute("BEGIN")
-            tree = read_tree(connection, self.path) if rows.check_schema(connection, self.path) else None
+            tree = read_tree(connection, self.path)
         return Tree.new(int(self._now())) if tree is None else tree
 
     def backup(self, target: str, replace: bool = False) -> None:
@@ -151,7 +151,7 @@ class OfflineDatabase:
             if not actions:
                 return [], None
             kept = self.keep_copy("repair")
-            self._rewrite(tree, self._page_size())
+            create(self.path, tree, self._page_size(), replace=True)
             return actions, kept
 
     def compact(self, page_size: int | None) -> None:
@@ -161,13 +161,13 @@ class OfflineDatabase:
         """
         with self.locked():
             with rows.reading(self.path, True) as connection:
-                tree = read_tree(connection, self.path) if rows.check_schema(connection, self.path) else None
+                tree = read_tree(connection, self.path)
             if tree is None:
                 return
             # The log goes before the file does, so between the two the file must hold everything.
             with closing(rows.connect(rows.uri(self.path, "rw"))) as connection:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            self._rewrite(tree, page_size or self._page_size())
+            create(self.path, tree, page_size or self._page_size(), replace=True)
 
     def create(self, tree: Tree) -> None:
         """Make a new database of C{tree}.
@@ -185,7 +185,7 @@ class OfflineDatabase:
         """
         with self.locked():
             with rows.reading(self.path, True) as connection:
-                tree = read_tree(connection, self.path) if rows.check_schema(connection, self.path) else None
+                tree = read_tree(connection, self.path)
             if tree is None:
                 raise OperationError(ENOENT, f"{self.path}: is empty")
             move = _NodeMove(tree, old, new, int(self._now()))
@@ -193,9 +193,7 @@ class OfflineDatabase:
             with closing(rows.connect(rows.uri(self.path, "rw"))) as connection:
                 try:
                     connection.execute("BEGIN IMMEDIATE")
-                    connection.executemany(rows.DELETE, [(rows.signed(inode),) for inode in move.deleted])
-                    connection.executemany(rows.STORE, map(rows.row_of, move.stored))
-                    connection.execute(rows.STORE_ROOT, rows.root_row(move.root))
+                    rows.store(connection, move.stored, move.deleted, rows.root_row(move.root))
                     connection.execute("COMMIT")
                 except sqlite3.Error as error:
                     raise rows.error_of(error, self.path) from error
@@ -227,15 +225,6 @@ class OfflineDatabase:
                 return int(connection.execute("PRAGMA page_size").fetchone()[0])
         except StoreError:
             return DEFAULT_PAGE_SIZE
-
-    def _rewrite(self, tree: Tree, page_size: int) -> None:
-        def fill(temporary: str) -> None:
-            with closing(rows.connect(rows.uri(temporary, "rw"))) as connection:
-                connection.execute(f"PRAGMA page_size={page_size}")
-                connection.execute("PRAGMA journal_mode=WAL").fetchall()
-                write_new(connection, tree)
-
-        place(self.path, fill, True)
 
 
 def _copy(source: sqlite3.Connection, target: str) -> None:

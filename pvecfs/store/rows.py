@@ -271,6 +271,17 @@ def size(path: str) -> int:
         return 0
 
 
+def store(connection: sqlite3.Connection, stored: Iterable[Entry], deleted: Iterable[int], root: RootRow) -> None:
+    """Write what a change does to the rows. The caller begins and commits the transaction.
+
+    @param stored: entries inserted or replaced, never the root.
+    @param deleted: inodes removed.
+    """
+    connection.executemany(DELETE, [(signed(inode),) for inode in deleted])
+    connection.executemany(STORE, map(row_of, stored))
+    connection.execute(STORE_ROOT, root)
+
+
 def read_rows(connection: sqlite3.Connection) -> Iterator[Entry]:
     """All rows, row 0 too."""
     return map(entry_of, connection.execute(SELECT))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from errno import EINVAL, EIO
@@ -357,8 +357,7 @@ class SqliteStore:
             if not stored and not deleted and root == self._root and not last.synchronised:
                 return
             connection.execute("BEGIN IMMEDIATE")
-            _store(connection, stored.values(), deleted)
-            connection.execute(rows.STORE_ROOT, rows.root_row(root, last.synchronised))
+            rows.store(connection, stored.values(), deleted, rows.root_row(root, last.synchronised))
             connection.execute("COMMIT")
             written = sum(len(entry.data) for entry in stored.values())
             count = len(stored) + len(deleted)
@@ -523,10 +522,8 @@ class SqliteStore:
             raise StoreError(EINVAL, f"durability is one of {', '.join(SYNCHRONOUS)}, not {self._durability!r}")
         if not os.path.lexists(self.path):
             create(self.path, Tree.new(int(self._now())), self._page_size, self._connect)
-        tree: Tree | None = None
         with rows.reading(self.path, True, self._connect) as connection:
-            if rows.check_schema(connection, self.path):
-                tree = read_tree(connection, self.path)
+            tree = read_tree(connection, self.path)
         try:
             os.chmod(self.path, 0o600)
             connection = self._open()
@@ -603,8 +600,7 @@ class SqliteStore:
                 elif wanted[entry.inode] == entry:
                     del wanted[entry.inode]
             connection.execute("BEGIN IMMEDIATE")
-            _store(connection, wanted.values(), surplus)
-            connection.execute(rows.STORE_ROOT, rows.root_row(tree.root))
+            rows.store(connection, wanted.values(), surplus, rows.root_row(tree.root))
             connection.execute("COMMIT")
             self._touch(connection)  # there may have been nothing to write: try whether it can
         except Exception as error:
@@ -621,16 +617,14 @@ def _tell(settled: Settled, outcome: StoreError | None) -> None:
         _log.failure("a commit's callback failed")
 
 
-def _store(connection: sqlite3.Connection, stored: Iterable[Entry], deleted: Iterable[int]) -> None:
-    connection.executemany(rows.DELETE, [(rows.signed(inode),) for inode in deleted])
-    connection.executemany(rows.STORE, map(rows.row_of, stored))
-
-
 def read_tree(connection: sqlite3.Connection, path: str) -> Tree | None:
-    """The tree in the database, C{None} when there is no row at all.
+    """The tree in the database, C{None} when there is no table or no row at all.
 
-    @raise TreeDefect: the rows are no tree; the message begins with C{path}.
+    @raise StoreError: it holds something else; the message begins with C{path}, and so does that of
+    @raise TreeDefect: the rows are no tree.
     """
+    if not rows.check_schema(connection, path):
+        return None
     try:
         entries, root = rows.split_root(rows.read_rows(connection))
         return None if root is None else Tree.load(entries, root)
@@ -642,14 +636,21 @@ def write_new(connection: sqlite3.Connection, tree: Tree) -> None:
     """Write all of C{tree} into a database without rows, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(rows.SCHEMA)
-    _store(connection, (entry for entry in tree.entries() if entry.inode != ROOT_INODE), ())
-    connection.execute(rows.STORE_ROOT, rows.root_row(tree.root))
+    entries = (entry for entry in tree.entries() if entry.inode != ROOT_INODE)
+    rows.store(connection, entries, (), rows.root_row(tree.root))
     connection.execute("COMMIT")
 
 
-def create(path: str, tree: Tree, page_size: int = DEFAULT_PAGE_SIZE, connect: Connect = rows.connect) -> None:
+def create(
+    path: str,
+    tree: Tree,
+    page_size: int = DEFAULT_PAGE_SIZE,
+    connect: Connect = rows.connect,
+    replace: bool = False,
+) -> None:
     """Make a database that holds C{tree}, of mode 0600 and in WAL mode: whole and on the disk, or not at all.
 
+    @param replace: see L{place}.
     @raise StoreError: something is at C{path} already, or it cannot be written.
     """
     if page_size not in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
@@ -664,7 +665,7 @@ def create(path: str, tree: Tree, page_size: int = DEFAULT_PAGE_SIZE, connect: C
         finally:
             connection.close()
 
-    place(path, fill, False)
+    place(path, fill, replace)
 
 
 def place(path: str, fill: Callable[[str], None], replace: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 DT_DIR = 4
@@ -113,6 +113,21 @@ class Entry:
             f"<Entry {self.inode} {kind} {self.name!r} in {self.parent}, version {self.version}, "
             f"writer {self.writer}, mtime {self.mtime}, {len(self.data)} bytes>"
         )
+
+
+def path_of(inode: int, entries: Mapping[int, Entry]) -> bytes | None:
+    """The path of C{inode} among C{entries} (by inode, without the root), which need not be a tree: without a leading
+    ``/``; C{None} when there is no such entry, or no way from it to the root."""
+    names: list[bytes] = []
+    seen: set[int] = set()
+    while inode != ROOT_INODE:
+        entry = entries.get(inode)
+        if entry is None or inode in seen:
+            return None
+        seen.add(inode)
+        names.append(entry.name)
+        inode = entry.parent
+    return b"/".join(reversed(names))
 
 
 def records(entries: Iterable[Entry]) -> list[bytes]:

@@ -15,7 +15,7 @@ from immutables import Map
 
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.counters import Counters
-from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry
+from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry, path_of
 from pvecfs.tree.errors import OperationError, TreeDefect
 from pvecfs.tree.index import LastIndex
 from pvecfs.tree.paths import Names, VmConfig, is_bad_component, is_below_locks, is_lock, join, split, vm_config_at
@@ -218,16 +218,7 @@ class Tree:
 
     def path_of(self, inode: int) -> bytes | None:
         """The path of C{inode}, without a leading ``/``; C{None} when there is none, or none leads to it."""
-        names: list[bytes] = []
-        seen: set[int] = set()
-        while inode != ROOT_INODE:
-            entry = self._entries.get(inode)
-            if entry is None or inode in seen:
-                return None
-            seen.add(inode)
-            names.append(entry.name)
-            inode = entry.parent
-        return b"/".join(reversed(names))
+        return path_of(inode, self._entries)
 
     def entries(self) -> Iterator[Entry]:
         """All entries by ascending inode, beginning with the root."""
@@ -235,20 +226,6 @@ class Tree:
         entries = self._entries
         for inode in sorted(entries):
             yield entries[inode]
-
-    def unreachable(self) -> list[Entry]:
-        """Entries to which no path leads, by ascending inode.
-
-        A reference node can rename an empty directory into itself; the result is the same on all nodes and hurts
-        nobody, but an administrator should know.
-        """
-        seen = {ROOT_INODE}
-        pending = [ROOT_INODE]
-        while pending:
-            inodes = self.children(pending.pop()).values()
-            seen.update(inodes)
-            pending.extend(inode for inode in inodes if inode in self._children)
-        return [entry for entry in self.entries() if entry.inode not in seen]
 
     def index(self) -> bytes:
         """The state that nodes compare, see L{Index}. Two trees are equal exactly when their indexes are."""
