@@ -15,8 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from pvecfs.ipc import libqb
-from pvecfs.ipc.poll import GREETING_SECONDS, MAX_GREETINGS, Descriptor, GreetingDescriptor, ReactorPoll
+from pvecfs.ipc.poll import ACCEPT_PAUSE, GREETING_SECONDS, Descriptor, GreetingDescriptor, ReactorPoll
 
+MAX_GREETINGS = 5
 LISTENING = 3
 GREETING = 4
 
@@ -26,7 +27,7 @@ Called = Callable[[int, int, int], int]
 class ReactorPollTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = MemoryReactorClock()
-        self.poll = ReactorPoll(self.reactor)
+        self.poll = ReactorPoll(self.reactor, MAX_GREETINGS)
         self.kept: list[object] = []
         self.calls: list[tuple[int, int, int | None]] = []
 
@@ -73,8 +74,9 @@ class ReactorPollTests(SynchronousTestCase):
     def test_ready(self) -> None:
         """What is ready is dispatched, with its data."""
         self.add(5)
-        self.reader(5).doRead()
-        self.reader(5).doWrite()
+        descriptor = self.reader(5)
+        descriptor.doRead()
+        descriptor.doWrite()
         self.assertEqual(self.calls, [(5, POLLIN, 7), (5, POLLOUT, 7)])
         self.assertEqual(len(self.poll), 1)
 
@@ -143,6 +145,27 @@ class ReactorPollTests(SynchronousTestCase):
         self.assertEqual(len(self.poll), MAX_GREETINGS + 1)
         hung_up = [fd for fd, events, _ in self.calls if events == POLLHUP]
         self.assertEqual(hung_up, [GREETING, GREETING + 1, GREETING + 2])
+
+    def test_nothing_accepted(self) -> None:
+        """A listening socket of which nothing can be accepted is left alone for a while, again and again."""
+        free = False
+        self.add(LISTENING, lambda _, events, __: self.add(GREETING, self.greeted) if free else 0)
+        for _ in range(3):
+            self.reader(LISTENING).doRead()
+            self.assertEqual(self.reactor.readers, set())
+            self.reactor.advance(ACCEPT_PAUSE)
+        free = True
+        listening = self.reader(LISTENING)
+        listening.doRead()
+        self.assertIn(listening, self.reactor.readers)
+        self.reader(GREETING).doRead()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_closed_while_nothing_is_accepted(self) -> None:
+        self.add(LISTENING)
+        self.reader(LISTENING).doRead()
+        self.poll.close()
+        self.assertEqual((len(self.poll), self.reactor.getDelayedCalls()), (0, []))
 
     def test_jobs(self) -> None:
         """Urgent jobs first; a job that a job adds, however urgent, runs in the next turn."""

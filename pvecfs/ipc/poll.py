@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IDelayedCall, IReadDescriptor, IReadWrit
 from zope.interface import implementer
 
 from pvecfs.ipc import libqb
+from pvecfs.ipc.descriptors import MAX_GREETINGS
 from pvecfs.log import logger
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 GREETING_SECONDS = 10.0
 """How long a connection may take to say who it is."""
 
-MAX_GREETINGS = 256
-"""So many greetings may be waited for at once; libqb itself knows no limit, and anybody may connect."""
+ACCEPT_PAUSE = 0.1
+"""Seconds until the listening socket is looked at again after nothing could be accepted."""
 
 _MAX_JOBS_AT_CLOSE = 1000
 
@@ -49,9 +50,13 @@ class PollReactor(Protocol):
 
 @implementer(IReadWriteDescriptor)
 class Descriptor:
-    """A descriptor of libqb's: a connection, and the base of the other kinds."""
+    """A descriptor of libqb's: a connection, and the base of the other kinds.
+
+    @ivar deadline: ends the state that it is in, if time does.
+    """
 
     prototype = libqb.Dispatch
+    deadline: IDelayedCall | None = None
 
     def __init__(self, poll: ReactorPoll, fd: int, events: int, function: int, data: int | None) -> None:
         self.poll = poll
@@ -86,37 +91,52 @@ class Descriptor:
 
 
 class ListeningDescriptor(Descriptor):
-    """The service's socket: what comes while it is dispatched is a greeting."""
+    """The service's socket: what comes while it is dispatched is a greeting.
+
+    When nothing comes, libqb could not accept the connection that waits, most likely for want of descriptors. It keeps
+    that to itself, and the socket stays ready: so it is left alone for a moment.
+    """
+
+    refusing = False
 
     def doRead(self) -> None:
+        added = self.poll.added
         self.poll.adding = GreetingDescriptor
         try:
             super().doRead()
         finally:
             self.poll.adding = Descriptor
+        refused, self.refusing = self.refusing, self.poll.added == added
+        if self.refusing and self.fd >= 0:
+            if not refused:
+                _log.warn("no IPC client can be accepted now; trying again every {pause} s", pause=ACCEPT_PAUSE)
+            self.poll.pause(self)
 
 
 class GreetingDescriptor(Descriptor):
     """A connection that has not said yet who it is. Its time is limited."""
 
     prototype = libqb.SlowDispatch
-    deadline: IDelayedCall | None = None
 
 
 class ReactorPoll:
     """The four poll handlers of one service.
 
+    @param max_greetings: so many greetings may be waited for at once.
     @ivar handlers: the structure for C{qb_ipcs_poll_handlers_set}; it must live as long as the service.
     @ivar adding: the kind of descriptor that the next C{dispatch_add} brings.
+    @ivar added: number of descriptors that were ever added.
     """
 
-    def __init__(self, reactor: PollReactor) -> None:
+    def __init__(self, reactor: PollReactor, max_greetings: int = MAX_GREETINGS) -> None:
         self._reactor = reactor
+        self._max_greetings = max_greetings
         self._descriptors: dict[int, Descriptor] = {}
         self._greetings: dict[int, GreetingDescriptor] = {}
         self._jobs: tuple[deque[tuple[int, int | None]], ...] = (deque(), deque(), deque())
         self._run_call: IDelayedCall | None = None
         self.adding: type[Descriptor] = ListeningDescriptor
+        self.added = 0
         self.handlers = libqb.PollHandlers(
             libqb.JobAdd(self._job_add),
             libqb.DispatchAdd(self._dispatch_add),
@@ -146,6 +166,12 @@ class ReactorPoll:
         if descriptor.fd >= 0:
             self._remove(descriptor)
 
+    def pause(self, descriptor: Descriptor) -> None:
+        """Do not look at C{descriptor} for L{ACCEPT_PAUSE}."""
+        self._reactor.removeReader(descriptor)
+        if descriptor.deadline is None:
+            descriptor.deadline = self._reactor.callLater(ACCEPT_PAUSE, self._resume, descriptor)
+
     # libqb's side. No exception may leave these.
 
     def _dispatch_add(self, priority: int, fd: int, events: int, data: int | None, function: int) -> int:
@@ -157,6 +183,7 @@ class ReactorPoll:
             self._watch(descriptor)
             if isinstance(descriptor, GreetingDescriptor):
                 self._await_greeting(descriptor)
+            self.added += 1
         except BaseException:
             # libqb closes it.
             _log.failure("libqb's descriptor {fd} cannot be watched", fd=fd)
@@ -218,17 +245,21 @@ class ReactorPoll:
         del self._descriptors[descriptor.fd]
         if isinstance(descriptor, GreetingDescriptor):
             self._greetings.pop(descriptor.fd, None)
-            if descriptor.deadline is not None:
-                descriptor.deadline.cancel()
-                descriptor.deadline = None
+        if descriptor.deadline is not None:
+            descriptor.deadline.cancel()
+            descriptor.deadline = None
         descriptor.fd = -1
 
     def _await_greeting(self, descriptor: GreetingDescriptor) -> None:
-        if len(self._greetings) >= MAX_GREETINGS:
+        if len(self._greetings) >= self._max_greetings:
             # Within a dispatch of the listening socket, so that nothing of the oldest one is on the stack.
             next(iter(self._greetings.values())).hang_up()
         self._greetings[descriptor.fd] = descriptor
         descriptor.deadline = self._reactor.callLater(GREETING_SECONDS, self._greeting_missed, descriptor)
+
+    def _resume(self, descriptor: Descriptor) -> None:
+        descriptor.deadline = None
+        self._watch(descriptor)
 
     def _greeting_missed(self, descriptor: GreetingDescriptor) -> None:
         descriptor.deadline = None

@@ -10,6 +10,7 @@ from twisted.application.service import Service
 
 from pvecfs.interfaces import INodeView, IStatus
 from pvecfs.ipc import libqb
+from pvecfs.ipc.descriptors import MAX_CONNECTIONS, present_share
 from pvecfs.ipc.leftovers import remove_leftovers
 from pvecfs.ipc.poll import PollReactor, ReactorPoll
 from pvecfs.ipc.requests import Peer, Sources, answer
@@ -21,9 +22,6 @@ SERVICE_ID = 1
 MAX_BUFFER = 16 * 1024 * 1024
 """The largest message size that a client may ask for, bytes. libqb takes three rings of that size from /dev/shm for
 each connection, whatever the client asks; Proxmox's programs ask for 1 MiB."""
-
-MAX_CONNECTIONS = 1024
-"""More are refused: descriptors are for others too."""
 
 _COPIED = 65536
 """A body up to this size is joined to its header; a larger one is handed to libqb as it is."""
@@ -52,7 +50,8 @@ class Connection:
 class IpcService(Service):
     """The service C{name}, in the reactor's hands: no thread of its own, no polling.
 
-    uid 0 with gid 0 may do everything, gid C{read_gid} may read; everybody else is refused when connecting.
+    uid 0 with gid 0 may do everything, gid C{read_gid} may read; everybody else is refused when connecting, and so is
+    who would take a descriptor that others need (L{pvecfs.ipc.descriptors}, by the limit when the service opens).
 
     @ivar read_gid: the numeric group of read-only clients, C{www-data}'s.
     @ivar owner: uid and gid of clients that may do everything.
@@ -88,7 +87,9 @@ class IpcService(Service):
         """
         self._sources = Sources(self._view, self._status)
         self._libqb = libqb.load()
-        self._poll = ReactorPoll(self._reactor)
+        share = present_share()
+        self._max_connections = share.connections
+        self._poll = ReactorPoll(self._reactor, share.greetings)
         self._handlers = libqb.ServiceHandlers(
             libqb.ConnectionAccept(self._connection_accept),
             libqb.ConnectionCreated(self._connection_created),
@@ -110,6 +111,8 @@ class IpcService(Service):
         left = remove_leftovers(self._ipc_name)
         if left:
             _log.info("removed the shared memory of {count} clients of a killed daemon", count=left)
+        if share.connections < MAX_CONNECTIONS:
+            _log.warn("at most {count} IPC clients: the limit of open files is low", count=share.connections)
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's has no annotations
         _log.info("IPC service {name} is open", name=self._ipc_name)
 
@@ -133,7 +136,7 @@ class IpcService(Service):
                 _log.warn("refused IPC client: uid {uid}, gid {gid}, pid {pid}", uid=uid, gid=gid, pid=pid)
                 return -EACCES
             buffer = self._libqb.ipcs_connection_get_buffer_size(connection)
-            if not 0 < buffer <= MAX_BUFFER or len(self._connections) >= MAX_CONNECTIONS:
+            if not 0 < buffer <= MAX_BUFFER or len(self._connections) >= self._max_connections:
                 _log.warn(
                     "refused IPC client of pid {pid}: a buffer of {buffer} bytes, {count} clients are connected",
                     pid=pid,
