@@ -17,6 +17,8 @@ from twisted.application.service import IServiceMaker
 from twisted.plugin import getPlugins
 from twisted.trial import unittest
 
+from pvecfs.ipc.descriptors import WANTED
+
 ROOT = Path(__file__).resolve().parent.parent
 
 OPTIONS = [
@@ -134,6 +136,14 @@ class UnitTests(unittest.TestCase):
         self.assertIn("corosync.service", before)
         after = " ".join(value for name, value in directives if name == "After").split()
         self.assertNotIn("corosync.service", after)
+
+    def test_granted(self) -> None:
+        """The descriptors that the daemon wants, and the capabilities for what it asks of the system."""
+        directives = dict(self.directives())
+        self.assertGreaterEqual(int(directives["LimitNOFILE"]), WANTED)
+        granted = directives["CapabilityBoundingSet"].split()
+        self.assertIn("CAP_SYS_NICE", granted)  # real-time priority
+        self.assertIn("CAP_NET_ADMIN", granted)  # SO_SNDBUFFORCE
 
     def test_verify(self) -> None:
         """systemd finds nothing wrong with it, by its own name and as pve-cluster."""
