@@ -66,7 +66,7 @@ class StatusTests(ClusterCase):
             self.assertGreaterEqual(len(over_ipc["data"]), 18)
 
     def test_status_values(self) -> None:
-        """A value set on one node is read on the others, stays there when its node restarts, and is removed when empty."""
+        """A value set on one node is read on the others, outlives its node's restart there, is removed when empty."""
         first, second, third = self.nodes
 
         def value(node: LabNode, key: str, owner: str) -> Any:
