@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs.cli import main
+from pvecfs.fuse.nodes import DOCUMENTS
 from pvecfs.store.errors import StoreError
 from pvecfs.store.lockfile import LockFile
 from pvecfs.store.offline import OfflineDatabase
@@ -148,12 +149,14 @@ class ExchangeTests(CommandTestCase):
                 mode = (0o700 if private else 0o755) if entry.is_directory else (0o600 if private else 0o640)
                 self.assertEqual((status.st_mode & 0o7777, int(status.st_mtime)), (mode, entry.mtime))
         os.symlink("/etc", os.path.join(out, "local"))
-        Path(out, ".version").write_text("{}")
+        for name in DOCUMENTS:
+            Path(os.fsdecode(os.path.join(os.fsencode(out), name))).write_text("{}")
         self.assertIn("exists already", self.fails(2, "import", out))
         os.unlink(self.path)
         output = self.succeeds("import", out)
         self.assertIn("16 entries", output)
-        self.assertIn("left out", output)
+        self.assertEqual(output.count("is a special file"), len(DOCUMENTS))
+        self.assertIn("is neither a file nor a directory", output)
         tree = reopened(self.path)
         for entry in golden_tree().entries():
             path = golden_tree().path_of(entry.inode)

@@ -20,6 +20,8 @@ from pvecfs.replica.documents import (
 from pvecfs.replica.status import ClusterConfiguration, NodeInfo, NodeVersions, RrdLine, StatusSnapshot
 from pvecfs.tree.changes import Create, Mkdir
 from pvecfs.tree.counters import PATHS, Counters
+from pvecfs.tree.paths import SPECIAL_FILES
+from pvecfs.tree.quoting import escaped
 from pvecfs.tree.tree import Tree
 from pvecfs.tree.vmlist import VmEntry, VmList
 from tests.replay import GOLDEN
@@ -85,6 +87,20 @@ class VersionTests(SynchronousTestCase):
         status = StatusSnapshot(node, 5, versions=(NodeVersions(node, tuple(versions)),))
         json.loads(version_document(EMPTY, status))
         json.loads(members_document(EMPTY, status))
+
+
+class EscapedTests(SynchronousTestCase):
+    def test_characters(self) -> None:
+        self.assertEqual(escaped(b'a"\\\n\x1f\x7f\xc3\xa9\xff'), b'a\\"\\\\\\u000a\\u001f\\u007f\xc3\xa9\xff')
+
+    @given(st.text())
+    def test_json(self, text: str) -> None:
+        encoded = text.encode("utf-8", "replace")
+        self.assertEqual(json.loads(b'"%b"' % escaped(encoded)), encoded.decode())
+
+    def test_not_utf8(self) -> None:
+        status = StatusSnapshot(b'\xc3"\xff\\', 5, 2)
+        self.assertEqual(json.loads(members_document(EMPTY, status))["nodename"], '\ufffd"\ufffd\\')
 
 
 class MembersTests(SynchronousTestCase):
@@ -163,6 +179,11 @@ class DocumentsTests(SynchronousTestCase):
         tree = Tree.new(5)
         self.assertEqual(documents.document(b".rrd", tree, status, 1.0), b"k:v\n")
         self.assertEqual(documents.document(b".rrd", tree, status, 301.0), b"")
+
+    def test_all(self) -> None:
+        """Every special file but C{.debug}, which is the node's own."""
+        for name in set(SPECIAL_FILES) - {b".debug"}:
+            self.assertIsInstance(Documents().document(name, Tree.new(5), StatusSnapshot(b"n1", 5), 1.0), bytes)
 
     def test_unknown(self) -> None:
         with self.assertRaises(KeyError):

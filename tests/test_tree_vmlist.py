@@ -9,11 +9,11 @@ from pvecfs.tree.entry import DT_REG, Entry
 from pvecfs.tree.paths import (
     VmConfig,
     is_kind_directory,
+    is_lock,
     is_private,
-    lock_name,
     script_executable,
     split,
-    vm_config,
+    vm_config_at,
 )
 from pvecfs.tree.tree import Tree
 from pvecfs.tree.vmlist import VmEntry, VmList
@@ -34,18 +34,18 @@ def houses() -> Tree:
 
 class PathTests(SynchronousTestCase):
     def test_configs(self) -> None:
-        self.assertEqual(vm_config(b"nodes/n-1/qemu-server/1.conf"), VmConfig(b"n-1", "qemu", 1))
-        self.assertEqual(vm_config(b"/nodes//A/lxc/4294967295.conf"), VmConfig(b"A", "lxc", 2**32 - 1))
-        self.assertEqual(vm_config(b"nodes/0/openvz/20.conf"), VmConfig(b"0", "openvz", 20))
+        self.assertEqual(vm_config_at(split(b"nodes/n-1/qemu-server/1.conf")), VmConfig(b"n-1", "qemu", 1))
+        self.assertEqual(vm_config_at(split(b"/nodes//A/lxc/4294967295.conf")), VmConfig(b"A", "lxc", 2**32 - 1))
+        self.assertEqual(vm_config_at(split(b"nodes/0/openvz/20.conf")), VmConfig(b"0", "openvz", 20))
 
     def test_others(self) -> None:
         for node in (b"-n", b"n-", b"n.x", b"n_1", b"-", b"n\n", b"\xc3\xa9"):
-            self.assertIsNone(vm_config(b"nodes/" + node + b"/lxc/100.conf"), node)
+            self.assertIsNone(vm_config_at(split(b"nodes/" + node + b"/lxc/100.conf")), node)
         names = b"0.conf 01.conf 4294967296.conf 99999999999999999999.conf .conf x.conf 1.con 1.conf~ +1.conf 1_0.conf"
         for name in (*names.split(), b" 1.conf", b"1.conf\n", b"1\n.conf", "\u0661.conf".encode()):
-            self.assertIsNone(vm_config(b"nodes/n1/lxc/" + name), name)
+            self.assertIsNone(vm_config_at(split(b"nodes/n1/lxc/" + name)), name)
         for path in (b"nodes/n1/qemu/1.conf", b"node/n1/lxc/1.conf", b"nodes/n1/lxc/x/1.conf", b"qemu-server/1.conf"):
-            self.assertIsNone(vm_config(path), path)
+            self.assertIsNone(vm_config_at(split(path)), path)
 
     def test_private(self) -> None:
         for path in (b"priv", b"priv/lock/x", b"//priv/", b"nodes/n1/priv", b"nodes/x.y/priv/a/b"):
@@ -69,9 +69,9 @@ class PathTests(SynchronousTestCase):
         self.assertEqual((split(b""), split(b"."), split(b"./a")), ((), (), (b".", b"a")))
 
     def test_locks_and_kinds(self) -> None:
-        self.assertEqual(lock_name(b"/priv/lock/x"), b"x")
+        self.assertTrue(is_lock(split(b"/priv/lock/x")))
         for path in (b"priv/lock", b"priv/lock/x/y", b"a/lock/x"):
-            self.assertIsNone(lock_name(path))
+            self.assertFalse(is_lock(split(path)))
         self.assertTrue(is_kind_directory(split(b"nodes/a.b/openvz")))
         self.assertFalse(is_kind_directory(split(b"nodes/n1/priv")))
         self.assertFalse(is_kind_directory(split(b"x/n1/lxc")))

@@ -17,7 +17,7 @@ from stat import S_IFDIR, S_IFLNK, S_IFREG
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvecfs.tree.entry import DT_DIR, Entry
-from pvecfs.tree.paths import is_private, script_executable
+from pvecfs.tree.paths import SPECIAL_FILES, is_private, script_executable
 
 if TYPE_CHECKING:
     from pvecfs.interfaces import INodeView
@@ -37,10 +37,7 @@ _NO_INODE = -1
 LINKS = {name: FIRST_COMPUTED + 1 + number for number, name in enumerate((b"local", b"qemu-server", b"lxc", b"openvz"))}
 """The links at the root, with their node ids."""
 
-DOCUMENTS = {
-    name: FIRST_COMPUTED + 16 + number
-    for number, name in enumerate((b".version", b".members", b".vmlist", b".clusterlog", b".rrd", b".debug"))
-}
+DOCUMENTS = {name: FIRST_COMPUTED + 16 + number for number, name in enumerate(SPECIAL_FILES)}
 """The special files at the root, with their inode numbers (st_ino). Their node ids come with their content."""
 
 FIRST_FROZEN = FIRST_COMPUTED + 64

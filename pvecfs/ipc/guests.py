@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pvecfs.tree.entry import Entry
 from pvecfs.tree.paths import KINDS, NODES
+from pvecfs.tree.quoting import escaped
 from pvecfs.tree.tree import Tree
 from pvecfs.tree.vmlist import VmEntry
 
@@ -15,8 +15,6 @@ Properties = Mapping[bytes, bytes]
 """Values by name; no value is empty."""
 
 _DIRECTORIES = {kind: directory for directory, kind in KINDS.items()}
-
-_ESCAPED = re.compile(rb'[\x00-\x1f\x7f"\\]')
 
 _SPARE = 64
 """So many parsed configs more than there are guests may be kept."""
@@ -76,19 +74,10 @@ class GuestConfigs:
 
 def properties_document(guests: Iterable[Guest], names: Sequence[bytes]) -> bytes:
     """The JSON of the reply: properties in the order of C{names}, each once; guests with none of them left out."""
-    asked = [(name, b'"%s": "' % _escape(name)) for name in dict.fromkeys(names)]
+    asked = [(name, b'"%s": "' % escaped(name)) for name in dict.fromkeys(names)]
     lines = []
     for vmid, properties in guests:
-        pairs = [key + _escape(properties[name]) + b'"' for name, key in asked if name in properties]
+        pairs = [key + escaped(properties[name]) + b'"' for name, key in asked if name in properties]
         if pairs:
             lines.append(b'"%d":{%s}' % (vmid, b",".join(pairs)))
     return b"{\n" + b",\n".join(lines) + b"\n}\n"
-
-
-def _escape(text: bytes) -> bytes:
-    return _ESCAPED.sub(_escape_byte, text)
-
-
-def _escape_byte(match: re.Match[bytes]) -> bytes:
-    byte = match[0]
-    return b"\\" + byte if byte in b'"\\' else b"\\u%04x" % byte[0]

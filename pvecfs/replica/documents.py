@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from operator import itemgetter
 
 from pvecfs.replica.clusterlog import log_document
 from pvecfs.replica.status import RRD_SECONDS, StatusSnapshot
+from pvecfs.tree.quoting import escaped
 from pvecfs.tree.tree import Tree
-
-_ESCAPED = re.compile(r'[\\"\x00-\x1f]')
-
-
-def _escape(match: re.Match[str]) -> str:
-    character = match.group()
-    return "\\" + character if character in '\\"' else f"\\u{ord(character):04x}"
 
 
 def _quoted(text: bytes) -> str:
     """C{text} as a JSON string; what is not UTF-8 becomes U+FFFD."""
-    return '"' + _ESCAPED.sub(_escape, text.decode("utf-8", "replace")) + '"'
+    return f'"{escaped(text).decode("utf-8", "replace")}"'
 
 
 def version_document(tree: Tree, status: StatusSnapshot) -> bytes:

@@ -12,11 +12,8 @@ from pvecfs.tree.admission import Limits, admit
 from pvecfs.tree.changes import Change, Create, Mkdir, Write
 from pvecfs.tree.entry import DT_DIR, ROOT_INODE, Entry
 from pvecfs.tree.errors import OperationError
-from pvecfs.tree.paths import is_bad_component, is_private
+from pvecfs.tree.paths import SPECIAL_FILES, is_bad_component, is_private
 from pvecfs.tree.tree import MAX_FILE_BYTES, Tree
-
-SPECIAL = frozenset((b".version", b".members", b".vmlist", b".clusterlog", b".rrd", b".debug"))
-"""Files of a mount that are in no database (20-filesystem.md)."""
 
 Report = Callable[[str], None]
 """Told of an entry that was left out, and why."""
@@ -103,7 +100,7 @@ def collect(
             shown = os.fsdecode(item.path)
             status = item.stat(follow_symlinks=False)
             mtime = min(max(0, int(status.st_mtime)), 2**32 - 1)
-            if where in SPECIAL:
+            if where in SPECIAL_FILES:
                 left_out(f"{shown!r}: is a special file")
             elif S_ISDIR(status.st_mode):
                 apply(Mkdir(where), mtime, shown)

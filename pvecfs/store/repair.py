@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pvecfs.store import rows
 from pvecfs.store.examination import Survey, described, misplaced_files, newest_number, rings, shape
+from pvecfs.tree.admission import MAX_NAME_BYTES
 from pvecfs.tree.defects import connect
 from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry
 from pvecfs.tree.errors import TreeDefect
@@ -11,7 +12,6 @@ from pvecfs.tree.paths import is_bad_component
 from pvecfs.tree.tree import Tree
 
 LOST_AND_FOUND = b"lost+found"
-MAX_NAME_BYTES = 255
 
 
 class Repair:

@@ -15,6 +15,9 @@ LOCKS = (b"priv", b"lock")
 KINDS = {b"qemu-server": "qemu", b"lxc": "lxc", b"openvz": "openvz"}
 """Names of the directories that hold VM configs, each with the type it stands for."""
 
+SPECIAL_FILES = (b".version", b".members", b".vmlist", b".clusterlog", b".rrd", b".debug")
+"""Files that a mount has at its root, in this order, and no tree (20-filesystem.md)."""
+
 MAX_VMID = 2**32 - 1
 
 _NODE = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
@@ -98,20 +101,9 @@ def vm_config_at(names: Names) -> VmConfig | None:
     return None if number is None else VmConfig(names[1], kind, number)
 
 
-def vm_config(path: bytes) -> VmConfig | None:
-    """As L{vm_config_at}, of a path."""
-    return vm_config_at(split(path))
-
-
 def is_kind_directory(names: Names) -> bool:
     """True for ``nodes/<any>/{qemu-server,lxc,openvz}``: no file may be there (the reference never starts again)."""
     return len(names) == 3 and names[0] == NODES and names[2] in KINDS
-
-
-def lock_name(path: bytes) -> bytes | None:
-    """The name of the lock that a directory at C{path} is: a direct child of ``priv/lock``."""
-    names = split(path)
-    return names[2] if is_lock(names) else None
 
 
 def is_lock(names: Names) -> bool:
