@@ -19,10 +19,11 @@ from pvecfs.replica.application import GroupApplication
 from pvecfs.replica.effects import Effect, FailWaiting, Halt, Leave, Log, Multicast
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
-from pvecfs.replica.messages import STATE_HEAD_SIZE, Header, MessageType, Normal, decode
+from pvecfs.replica.messages import STATE_HEAD_SIZE, MessageType, Normal
 from pvecfs.tree.entry import ROOT_INODE, Entry
 from pvecfs.tree.tree import Tree
 from tests.bus import one_by_one
+from tests.wire import Header, decode
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN = GOLDEN / "cluster-run"

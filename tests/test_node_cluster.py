@@ -39,7 +39,6 @@ from pvecfs.replica.dcdb import TreeReplica
 from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import (
-    Message,
     Normal,
     State,
     SyncStart,
@@ -47,7 +46,6 @@ from pvecfs.replica.messages import (
     Update,
     UpdateComplete,
     VerifyRequest,
-    decode,
     encode_change,
     encode_entry,
 )
@@ -57,6 +55,7 @@ from pvecfs.tree.admission import Limits
 from pvecfs.tree.changes import Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.tree import Tree
+from tests.wire import Message, decode
 
 ME, OTHER = Member(2, 20), Member(3, 30)
 

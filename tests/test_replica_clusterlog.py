@@ -25,10 +25,11 @@ from pvecfs.replica.clusterlog import (
     log_document,
     stored_text,
 )
-from pvecfs.replica.messages import MessageType, Normal, State, StatusSubtype, decode
+from pvecfs.replica.messages import MessageType, Normal, State, StatusSubtype
 from pvecfs.tree.errors import MalformedMessage
 from tests.replay import GOLDEN, RUN, trace
 from tests.test_replica_golden import story
+from tests.wire import decode
 
 KVSTORE = "pve_kvstore_v1"
 

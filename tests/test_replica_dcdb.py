@@ -19,7 +19,6 @@ from pvecfs.replica.machine import Mode
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import (
     ChangePayload,
-    Header,
     LockPayload,
     MessageType,
     Normal,
@@ -36,6 +35,7 @@ from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.replacement import Replacement
 from pvecfs.tree.tree import Tree
 from tests.bus import Bus, Node
+from tests.wire import Header
 
 A, B, C = Member(1, 100), Member(2, 200), Member(3, 300)
 NOW = Instant(500, 50.0)

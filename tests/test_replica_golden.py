@@ -18,7 +18,6 @@ from pvecfs.replica.member import Member
 from pvecfs.replica.messages import (
     ChangePayload,
     Epoch,
-    Header,
     LockPayload,
     MessageType,
     Normal,
@@ -28,7 +27,6 @@ from pvecfs.replica.messages import (
     Update,
     UpdateComplete,
     ValuePayload,
-    decode,
     decode_entry,
     encode_entry,
 )
@@ -36,6 +34,7 @@ from pvecfs.tree.index import Index
 from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.tree import Tree
 from tests.replay import GOLDEN, RUN, Conversation, Process, Record, comparable, read_database, trace
+from tests.wire import Header, decode
 
 DCDB = "pve_dcdb_v1"
 CONF = b"corosync.conf"

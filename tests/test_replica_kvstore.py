@@ -17,12 +17,13 @@ from pvecfs.replica.effects import Effect, Log, PublishStatus, RoundRobinUpdate,
 from pvecfs.replica.kvstore import MAX_VALUE, StatusReplica
 from pvecfs.replica.machine import Mode
 from pvecfs.replica.member import Instant, Member
-from pvecfs.replica.messages import Normal, State, StatusSubtype, ValuePayload, decode
+from pvecfs.replica.messages import Normal, State, StatusSubtype, ValuePayload
 from pvecfs.replica.status import ClusterConfiguration, NodeInfo
 from pvecfs.tree.errors import OperationError
 from pvecfs.tree.tree import Tree
 from tests.replay import GOLDEN, RUN, Conversation, Process, comparable, trace
 from tests.test_replica_golden import story
+from tests.wire import decode
 
 KVSTORE = "pve_kvstore_v1"
 NOW = Instant(1000, 50.0)

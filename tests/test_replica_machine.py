@@ -26,7 +26,6 @@ from pvecfs.replica.machine import GroupMachine, Mode
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import (
     Epoch,
-    Message,
     Normal,
     State,
     SyncStart,
@@ -34,10 +33,10 @@ from pvecfs.replica.messages import (
     UpdateComplete,
     Verify,
     VerifyRequest,
-    decode,
 )
 from pvecfs.tree.errors import MalformedMessage
 from tests.bus import one_by_one
+from tests.wire import Message, decode
 
 A, B, C = Member(1, 100), Member(2, 200), Member(3, 300)
 VERSION = 1

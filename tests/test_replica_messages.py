@@ -12,9 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from pvecfs.replica.messages import (
     ChangePayload,
     Epoch,
-    Header,
     LockPayload,
-    Message,
     Normal,
     State,
     SyncStart,
@@ -24,7 +22,6 @@ from pvecfs.replica.messages import (
     ValuePayload,
     Verify,
     VerifyRequest,
-    decode,
     decode_entry,
     encode_change,
     encode_entry,
@@ -32,6 +29,7 @@ from pvecfs.replica.messages import (
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
 from pvecfs.tree.errors import MalformedMessage
+from tests.wire import Header, Message, decode
 
 u16 = st.integers(0, 2**16 - 1)
 u32 = st.integers(0, 2**32 - 1)

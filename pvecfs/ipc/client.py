@@ -78,12 +78,6 @@ class Client:
         if connection is not None:
             self._libqb.ipcc_disconnect(connection)
 
-    @property
-    def buffer_size(self) -> int:
-        """Bytes of the largest request or reply, as the connection has it: libqb may make more of what was asked."""
-        self._connected()
-        return self._size
-
     def request(self, request_id: int, body: bytes = b"") -> bytes:
         """Send a request, and return its reply's body."""
         header = libqb.REQUEST_HEADER.pack(request_id, libqb.REQUEST_HEADER.size + len(body))

@@ -148,7 +148,6 @@ _RELEASED = {
     "qb_ipcc_fd_get": (c_int32, c_void_p, ctypes.POINTER(c_int32)),
     "qb_ipcc_get_buffer_size": (c_int32, c_void_p),
     "qb_ipcc_send": (c_ssize_t, c_void_p, c_char_p, c_size_t),
-    "qb_ipcc_sendv": (c_ssize_t, c_void_p, ctypes.POINTER(IoVec), c_size_t),
     "qb_ipcc_recv": (c_ssize_t, c_void_p, c_void_p, c_size_t, c_int32),
 }
 
@@ -174,7 +173,6 @@ class LibQb:
     ipcc_fd_get: ForeignFunction
     ipcc_get_buffer_size: ForeignFunction
     ipcc_send: ForeignFunction
-    ipcc_sendv: ForeignFunction
     ipcc_recv: ForeignFunction
 
     def __init__(self, held: ctypes.PyDLL, released: ctypes.CDLL) -> None:

@@ -7,7 +7,6 @@ what is wrong and where; C{encode} of a decoded message gives the bytes that it 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, NamedTuple, Self
@@ -92,21 +91,6 @@ class Epoch(NamedTuple):
         if len(data) < offset + EPOCH.size:
             raise MalformedMessage(f"epoch: {len(data) - offset} bytes at offset {offset}, {EPOCH.size} needed")
         return cls._make(EPOCH.unpack_from(data, offset))
-
-
-class Header(NamedTuple):
-    """The base header of any message (C{reserved} is not kept)."""
-
-    type: int
-    subtype: int
-    protocol_version: int
-    time: int
-
-    @classmethod
-    def decode(cls, data: bytes) -> Header:
-        if len(data) < BASE.size:
-            raise MalformedMessage(f"base header: {len(data)} bytes, {BASE.size} needed")
-        return cls._make(BASE.unpack_from(data)[:4])
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,33 +259,6 @@ class Verify:
         _exactly(data, STATE_HEAD_SIZE + _CHECKSUM_ID.size + CHECKSUM_SIZE, "VERIFY")
         (checksum_id,) = _CHECKSUM_ID.unpack_from(data, STATE_HEAD_SIZE)
         return cls(*head, checksum_id, data[STATE_HEAD_SIZE + _CHECKSUM_ID.size :])
-
-
-StateMessage = SyncStart | State | Update | UpdateComplete | VerifyRequest | Verify
-Message = Normal | StateMessage
-
-_DECODERS: dict[MessageType, Callable[[bytes], Message]] = {
-    MessageType.NORMAL: Normal.decode,
-    MessageType.SYNC_START: SyncStart.decode,
-    MessageType.STATE: State.decode,
-    MessageType.UPDATE: Update.decode,
-    MessageType.UPDATE_COMPLETE: UpdateComplete.decode,
-    MessageType.VERIFY_REQUEST: VerifyRequest.decode,
-    MessageType.VERIFY: Verify.decode,
-}
-
-
-def decode(data: bytes) -> Message:
-    """The message that C{data} is. (The machine decodes step by step, since what is malformed depends on its mode.)
-
-    @raise MalformedMessage: no message of a known type.
-    """
-    type_ = Header.decode(data).type
-    try:
-        decoder = _DECODERS[MessageType(type_)]
-    except ValueError:
-        raise MalformedMessage(f"message of unknown type {type_} at offset 0") from None
-    return decoder(data)
 
 
 def _terminated(field: bytes, what: str, offset: int) -> bytes:

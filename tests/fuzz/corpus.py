@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from pvecfs.replica.messages import STATE_HEAD_SIZE, Header, MessageType
+from pvecfs.replica.messages import STATE_HEAD_SIZE, MessageType
+from tests.wire import Header
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

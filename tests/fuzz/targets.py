@@ -25,7 +25,6 @@ from pvecfs.replica.messages import (
     State,
     SyncStart,
     ValuePayload,
-    decode,
     decode_entry,
     encode_entry,
 )
@@ -39,6 +38,7 @@ from pvecfs.tree.tree import Tree
 from tests.fuzz import corpus
 from tests.fuzz.corpus import MOST_BYTES, mutate
 from tests.ipc_doubles import MemoryStatus, MemoryView, golden_tree
+from tests.wire import decode
 
 A, B = Member(1, 100), Member(2, 200)
 NOW = Instant(1_800_000_000, 1000.0)
