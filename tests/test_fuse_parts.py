@@ -48,17 +48,18 @@ class DocumentTests(unittest.SynchronousTestCase):
         self.documents = FrozenDocuments(lambda name: self.content)
 
     def test_same_content_same_node(self) -> None:
-        node, size = self.documents.look_up(b".version")
-        self.assertEqual(size, 3)
+        node, size, replaces = self.documents.look_up(b".version")
+        self.assertEqual((size, replaces), (3, False))
         self.content = bytes(bytearray(b"one"))
-        self.assertEqual(self.documents.look_up(b".version"), (node, 3))
+        self.assertEqual(self.documents.look_up(b".version"), (node, 3, False))
+        self.assertEqual(self.documents.look_up(b".version", in_place=True), (node, 3, False))
         self.assertNotEqual(self.documents.look_up(b".members")[0], node)
 
     def test_each_content_stays_while_it_is_known(self) -> None:
-        first, _ = self.documents.look_up(b".version")
+        first = self.documents.look_up(b".version")[0]
         self.documents.look_up(b".version")
         self.content = b"three"
-        second, _ = self.documents.look_up(b".version")
+        second = self.documents.look_up(b".version")[0]
         self.assertNotEqual(first, second)
         self.assertEqual((self.documents.content(first), self.documents.content(second)), (b"one", b"three"))
         self.documents.forget(first, 1)
@@ -68,6 +69,18 @@ class DocumentTests(unittest.SynchronousTestCase):
         self.documents.forget(second, 1)
         self.assertEqual(self.documents.look_up(b".version")[0], second)
         self.assertEqual(len(self.documents), 1)
+
+    def test_in_place(self) -> None:
+        node, _, replaces = self.documents.look_up(b".version", in_place=True)
+        self.assertFalse(replaces)
+        self.content = b"three"
+        self.assertEqual(self.documents.look_up(b".version", in_place=True), (node, 5, True))
+        self.assertEqual(self.documents.content(node), b"three")
+        self.documents.forget(node, 2)
+        self.content = b"four"
+        self.assertNotEqual(self.documents.look_up(b".version")[0], node)
+        self.assertEqual(len(self.documents), 1)
+        self.assertEqual(self.documents._bytes, 4)
 
     def test_unknown_nodes(self) -> None:
         self.documents.forget(99, 1)
@@ -86,7 +99,7 @@ class DocumentTests(unittest.SynchronousTestCase):
     def test_bound_of_bytes(self) -> None:
         """Those looked up longest ago make room, and their handles find nothing; what is forgotten counts no more."""
         self.content = b"same"
-        members, _ = self.documents.look_up(b".members")
+        members = self.documents.look_up(b".members")[0]
         nodes = []
         for number in range(20):
             self.content = b"%d" % number + bytes(MAX_BYTES // 16)
@@ -108,7 +121,7 @@ class DocumentTests(unittest.SynchronousTestCase):
     def test_one_larger_than_the_bound(self) -> None:
         """It stays until the next one is looked up."""
         self.content = bytes(MAX_BYTES + 1)
-        large, size = self.documents.look_up(b".rrd")
+        large, size, _ = self.documents.look_up(b".rrd")
         self.assertEqual((size, self.documents.content(large)), (MAX_BYTES + 1, self.content))
         self.content = b"x"
         self.documents.look_up(b".version")
@@ -409,7 +422,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         while (1, b"g") not in self.kernel.told:
             self.assertFalse(done.wait(0.01))
         listed = Event()
-        self.cache.forget_listing(77, listed.set)
+        self.cache.forget_pages(77, listed.set)
         self.assertTrue(listed.wait(10))
         self.cache.modes_changed()
         self.kernel.gate.set()
@@ -448,7 +461,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.cache.modes_changed()
         self.cache.attributes_changed(1)
         done = Event()
-        self.cache.forget_listing(1, done.set)
+        self.cache.forget_pages(1, done.set)
         self.assertTrue(done.is_set())
         self.assertEqual((self.drain(), self.cache.pending), ([], 0))
 

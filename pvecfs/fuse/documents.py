@@ -3,6 +3,9 @@
 So an open handle keeps the content it was opened with, stat gives exactly its length, and the kernel may cache it
 for ever. A lookup (the kernel looks up at each open, since these names are valid for no time) makes the content
 anew; the same bytes get the same node id again.
+
+To take another node id the kernel needs its lock of the root directory, which is held while a change there waits for
+the cluster. Reads never wait for that: then the content changes in its place.
 """
 
 from __future__ import annotations
@@ -46,17 +49,23 @@ class FrozenDocuments:
         self._newest: dict[bytes, int] = {}
         self._next = FIRST_FROZEN
 
-    def look_up(self, name: bytes) -> tuple[int, int]:
+    def look_up(self, name: bytes, in_place: bool = False) -> tuple[int, int, bool]:
         """Make the content of C{name} and count one lookup of it.
 
-        @return: its node id, and its length in bytes.
+        @param in_place: another content is to get the node id of the one before. The kernel has to forget that one.
+        @return: its node id, its length in bytes, and whether it has taken another one's place.
         @raise KeyError: there is no such document.
         """
         content = self._make(name)
         with self._lock:
             node = self._newest.get(name, 0)
             frozen = self._frozen.get(node)
-            if frozen is None or (frozen.content is not content and frozen.content != content):
+            same = frozen is not None and (frozen.content is content or frozen.content == content)
+            replaces = in_place and frozen is not None and not same
+            if frozen is not None and replaces:
+                self._bytes += len(content) - len(frozen.content)
+                frozen.content = content
+            if frozen is None or not (same or replaces):
                 if frozen is not None and not frozen.lookups:
                     self._remove(node)
                 node = self._newest[name] = self._next
@@ -68,7 +77,7 @@ class FrozenDocuments:
             else:
                 self._frozen.move_to_end(node)
             frozen.lookups += 1
-            return node, len(content)
+            return node, len(content), replaces
 
     def name(self, node: int) -> bytes | None:
         """Which special file C{node} is a content of."""

@@ -66,6 +66,9 @@ FOREVER = 10 * 365 * 86400
 MAX_WRITE = 1024 * 1024
 """Bytes of one write request: the largest file, so that writing it is one request and one change."""
 
+LONG = 0.02
+"""Seconds after which a change is not about to be answered."""
+
 LOCK_PATIENCE = 0.25
 """Seconds that who has got a lock waits at most until the kernel knows of what came before. It takes about a
 millisecond, if at all. But should ever two wait for one another, nothing hangs."""
@@ -150,7 +153,7 @@ class FileSystem:
     # Handing over changes
 
     def _propose(self, request: int, change: Change, finish: Finish) -> None:
-        waiting = Waiting(self._waiting, request, finish)
+        waiting = Waiting(self._waiting, request, finish, change)
         if self._stopping:
             waiting(-EIO)
         elif not self._view.quorate:
@@ -304,11 +307,26 @@ class FileSystem:
             attributes = self._attributes.of_link(link, target, self._view.quorate)
             reply_buf(request, ENTRY_OUT.pack(link, 0, FOREVER, FOREVER, 0, 0, *attributes), ENTRY_OUT.size)
             return
-        node, size = self._documents.look_up(name)
-        attributes = self._attributes.of_document(name, size)
-        # Valid for no time as a name, so that the next open asks again; for ever as a content.
-        if reply_buf(request, ENTRY_OUT.pack(node, 0, 0, FOREVER, 0, 0, *attributes), ENTRY_OUT.size) < 0:
-            self._documents.forget(node, 1)  # the caller has gone, the kernel did not take it
+        node, size, replaces = self._documents.look_up(name, self._root_stays_locked())
+
+        def answer(request: int, _outcome: int) -> None:
+            attributes = self._attributes.of_document(name, size)
+            # Valid for no time as a name, so that the next open asks again; for ever as a content.
+            if reply_buf(request, ENTRY_OUT.pack(node, 0, 0, FOREVER, 0, 0, *attributes), ENTRY_OUT.size) < 0:
+                self._documents.forget(node, 1)  # the caller has gone, the kernel did not take it
+
+        if replaces:
+            waiting = Waiting(self._waiting, request, answer)
+            self._kernel.forget_pages(node, lambda: waiting(0))
+        else:
+            answer(request, 0)
+
+    def _root_stays_locked(self) -> bool:
+        """Whether a change that has waited for L{LONG} keeps the kernel's lock of the root directory."""
+        if not self._waiting:
+            return False
+        before = time.monotonic() - LONG
+        return any(waiting.since < before and waiting.keeps_root_locked() for waiting in list(self._waiting))
 
     def _forget(self, request: int, node: int, lookups: int) -> None:
         self._forgotten(node, lookups)
@@ -391,7 +409,7 @@ class FileSystem:
         if outdated:
             # See L{pvecfs.fuse.listing}. Another thread does it, since dropping pages can wait for a page's lock.
             waiting = Waiting(self._waiting, request, lambda request, _: reply_buf(request, b"", 0))
-            self._kernel.forget_listing(node, lambda: waiting(0))
+            self._kernel.forget_pages(node, lambda: waiting(0))
         else:
             reply_buf(request, chunk, len(chunk))
 

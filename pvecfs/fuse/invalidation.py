@@ -318,8 +318,9 @@ class KernelCache:
                 self._name(parent, name)
                 self._wake_a_lane()
 
-    def forget_listing(self, node: int, then: Then) -> None:
-        """Take back the listing of C{node}, before what waits for lanes, and call C{then} on some thread."""
+    def forget_pages(self, node: int, then: Then) -> None:
+        """Take back the pages of C{node}, a listing or a special file's content, before what waits for lanes, and call
+        C{then} on some thread."""
         with self._lock:
             running = self._running
             if running:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EIO
+from time import monotonic
 
 from pvecfs.fuse.lowlevel import reply_err
 from pvecfs.log import logger
+from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename
 
 _log = logger("fuse")
 
@@ -23,15 +25,27 @@ class Waiting:
     """A request handed to the node; the C{acknowledge} of its change. Any thread, at any time, more than once.
 
     Whoever empties C{claim} answers: that is one step for the interpreter, so there is one answer.
+
+    @ivar change: what it asks for, if that is a change.
+    @ivar since: when it came, seconds of C{time.monotonic}.
     """
 
-    __slots__ = ("_book", "_claim", "_finish")
+    __slots__ = ("_book", "_claim", "_finish", "change", "since")
 
-    def __init__(self, book: set[Waiting], request: int, finish: Finish) -> None:
+    def __init__(self, book: set[Waiting], request: int, finish: Finish, change: Change | None = None) -> None:
+        self.change = change
+        self.since = monotonic()
         self._book = book
         self._claim = [request]
         self._finish = finish
         book.add(self)
+
+    def keeps_root_locked(self) -> bool:
+        """Whether the kernel holds its lock of the root directory until this is answered."""
+        change = self.change
+        if isinstance(change, Rename) and b"/" not in change.to:
+            return True
+        return isinstance(change, Create | Mkdir | Delete | Rename) and b"/" not in change.path
 
     def __call__(self, outcome: int) -> None:
         try:
