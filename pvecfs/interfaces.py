@@ -15,6 +15,8 @@ from zope.interface import Attribute, Interface
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
+    from pvecfs.replica.member import Member
+    from pvecfs.replica.status import ClusterConfiguration
     from pvecfs.tree.changes import Change
     from pvecfs.tree.tree import Delta, Tree
 
@@ -126,7 +128,9 @@ class INodeView(Interface):
     """What the mount and the IPC service read. Any thread; never waits."""
 
     tree = Attribute("Tree: the newest committed tree, immutable.")
-    quorate = Attribute("bool: True in local mode, and while corosync says that this partition may write.")
+    quorate = Attribute(
+        "bool: whether changes are taken: this partition may write (always, in local mode), and the database takes them."
+    )
     node_name = Attribute("bytes: this node's name.")
     max_bytes = Attribute("int: limit of the file system's data, bytes.")
     max_entries = Attribute("int: limit of the number of entries, root included.")
@@ -165,7 +169,8 @@ class IStatus(Interface):
     def set_value(key: bytes, value: bytes) -> None:
         """Set C{key} of this node and tell the others; an empty value removes it.
 
-        @raise OperationError: EFBIG above 32 KiB, ENOMEM for a malformed C{nodeip} or C{rrd/} value.
+        @raise OperationError: EINVAL for a malformed key, EFBIG above 32 KiB, ENOMEM for a malformed C{nodeip} or
+            C{rrd/} value.
         """
 
     def value(key: bytes, node: bytes) -> bytes:
@@ -192,13 +197,13 @@ class IRoundRobinSink(Interface):
 class IGroupListener(Interface):
     """Told what happens in a process group, in the cluster's order."""
 
-    def joined_as(member: object) -> None:
+    def joined_as(member: Member) -> None:
         """A connection is open and asked to join; C{member} is our own (node id, process id) there."""
 
-    def membership_changed(members: Sequence[object], left: Sequence[object], joined: Sequence[object]) -> None:
+    def membership_changed(members: Sequence[Member], left: Sequence[Member], joined: Sequence[Member]) -> None:
         """The group's members are now C{members}."""
 
-    def message_delivered(sender: object, message: bytes) -> None:
+    def message_delivered(sender: Member, message: bytes) -> None:
         """C{message} was delivered, sent by C{sender}; our own messages too."""
 
     def connection_lost(reason: Exception) -> None:
@@ -248,5 +253,5 @@ class IQuorumListener(Interface):
 class IClusterConfigListener(Interface):
     """Told of the cluster's configuration."""
 
-    def configuration_read(configuration: object) -> None:
-        """C{configuration} is a L{pvecfs.replica.status.ClusterConfiguration}, newly read from cmap."""
+    def configuration_read(configuration: ClusterConfiguration) -> None:
+        """C{configuration} was newly read from cmap."""

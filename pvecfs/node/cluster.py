@@ -278,24 +278,21 @@ class GroupService(Service):
 
     # -- IGroupListener
 
-    def joined_as(self, member: object) -> None:
-        assert isinstance(member, Member)
+    def joined_as(self, member: Member) -> None:
         self._lost_said = False
         self._input(lambda now: self.machine.joined_as(member, now))
 
-    def membership_changed(self, members: Sequence[object], left: Sequence[object], joined: Sequence[object]) -> None:
-        present, gone, new = _members(members), _members(left), _members(joined)
-        if self.machine.own in present:
+    def membership_changed(self, members: Sequence[Member], left: Sequence[Member], joined: Sequence[Member]) -> None:
+        if self.machine.own in members:
             self._inside = True
         elif self._inside:
             self._inside = False
         if self._standing is Standing.JOINED:
-            self._input(lambda now: self.machine.membership_changed(present, gone, new, now))
+            self._input(lambda now: self.machine.membership_changed(members, left, joined, now))
         elif self._standing is Standing.LEAVING and self._inside is False:
             self._got_out()
 
-    def message_delivered(self, sender: object, message: bytes) -> None:
-        assert isinstance(sender, Member)
+    def message_delivered(self, sender: Member, message: bytes) -> None:
         if self._standing is not Standing.JOINED:
             return
         self._input(lambda now: self.machine.message_delivered(sender, message, now))
@@ -523,10 +520,6 @@ class GroupService(Service):
         self._input(self.machine.tick)
 
 
-def _members(members: Sequence[object]) -> tuple[Member, ...]:
-    return tuple(member for member in members if isinstance(member, Member))
-
-
 class _Proposal:
     """A change that someone waits for.
 
@@ -587,7 +580,7 @@ class ClusterProposer:
         try:
             change = self._admitted(change)
         except OperationError as refused:
-            self._ledger.settle(acknowledge, -(refused.errno or EINVAL))
+            self._ledger.settle(acknowledge, -refused.errno)
             return
         refusal = self._refusal()
         if refusal:
@@ -650,7 +643,7 @@ class ClusterProposer:
                     raise OperationError(ENOENT)  # the synchronisation has put another file there
                 proposal.change = self._admitted(proposal.change)
             except OperationError as refused:
-                self._ledger.settle(proposal.acknowledge, -(refused.errno or EINVAL))
+                self._ledger.settle(proposal.acknowledge, -refused.errno)
             else:
                 refusal = self._refusal()
                 if refusal:

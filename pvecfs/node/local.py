@@ -50,7 +50,7 @@ class LocalProposer:
             applied = tree.apply(change, LOCAL_WRITER, int(self._wall_clock()))
             self._locks.applied(applied.tree, change, now)
         except OperationError as refused:
-            ledger.settle(acknowledge, -(refused.errno or 0))
+            ledger.settle(acknowledge, -refused.errno)
             return
         ledger.commit(applied.delta, acknowledge, applied.result, by_mount)
 

@@ -69,7 +69,6 @@ class StatusService:
                 case Send():
                     self._send(effect.subtype, effect.payload)
                 case PublishStatus():
-                    assert isinstance(effect.snapshot, StatusSnapshot)
                     self.snapshot = effect.snapshot
                 case RoundRobinUpdate():
                     self._sink.update(effect.key, effect.value)
@@ -95,8 +94,7 @@ class StatusService:
     def quorum_changed(self, quorate: bool, node_ids: Sequence[int]) -> None:
         self.perform(self.replica.quorum_changed(quorate))
 
-    def configuration_read(self, configuration: object) -> None:
-        assert isinstance(configuration, ClusterConfiguration)
+    def configuration_read(self, configuration: ClusterConfiguration) -> None:
         self.perform(self.replica.configuration_read(configuration))
 
     # Any thread

@@ -157,7 +157,7 @@ class TreeReplica:
         try:
             applied = self.tree.apply(change, writer, mtime)
         except OperationError as refused:
-            return () if count is None else (Settle(count, -(refused.errno or EINVAL)),)
+            return () if count is None else (Settle(count, -refused.errno),)
         if applied.tree is self.tree:
             return () if count is None else (Settle(count, applied.result),)
         self.tree = applied.tree

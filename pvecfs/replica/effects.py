@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pvecfs.replica.status import StatusSnapshot
     from pvecfs.tree.tree import Delta
 
 
@@ -49,8 +50,8 @@ class Multicast:
 @dataclass(frozen=True, slots=True)
 class MulticastSeries:
     """Send C{multicasts}, in order. They are made while they are sent, once, since they may be a hundred thousand;
-    other inputs may come meanwhile. NORMAL messages that are asked for later go out between them, since callers wait for
-    those (who gets the updates puts them aside); all other later messages go out after them."""
+    other inputs may come meanwhile. NORMAL messages that are asked for later go out between them, since callers wait
+    for those (who gets the updates puts them aside); all other later messages go out after them."""
 
     multicasts: Iterator[Multicast]
 
@@ -144,10 +145,10 @@ class RoundRobinUpdate:
 
 @dataclass(frozen=True, slots=True)
 class PublishStatus:
-    """kvstore: C{snapshot}, an immutable L{pvecfs.replica.status.StatusSnapshot}, is the newest status of the cluster:
+    """kvstore: C{snapshot} is the newest status of the cluster:
     let readers on other threads have it."""
 
-    snapshot: object
+    snapshot: StatusSnapshot
 
 
 Effect = (

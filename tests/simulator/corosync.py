@@ -160,6 +160,7 @@ class SimulatedGroupConnection:
             return
         kind = told.kind
         if kind == "message":
+            assert told.sender is not None
             listener.message_delivered(told.sender, told.data)
         elif kind == "members":
             listener.membership_changed(told.members, told.left, told.joined)
