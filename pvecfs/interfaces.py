@@ -129,7 +129,7 @@ class INodeView(Interface):
 
     tree = Attribute("Tree: the newest committed tree, immutable.")
     quorate = Attribute(
-        "bool: whether changes are taken: this partition may write (always, in local mode), and the database takes them."
+        "bool: whether changes are taken: this partition may write (in local mode always), and the database can."
     )
     node_name = Attribute("bytes: this node's name.")
     max_bytes = Attribute("int: limit of the file system's data, bytes.")

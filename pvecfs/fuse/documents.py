@@ -60,22 +60,20 @@ class FrozenDocuments:
         with self._lock:
             node = self._newest.get(name, 0)
             frozen = self._frozen.get(node)
-            same = frozen is not None and (frozen.content is content or frozen.content == content)
-            replaces = in_place and frozen is not None and not same
-            if frozen is not None and replaces:
-                self._bytes += len(content) - len(frozen.content)
-                frozen.content = content
-            if frozen is None or not (same or replaces):
+            other = frozen is None or (frozen.content is not content and frozen.content != content)
+            replaces = other and frozen is not None and in_place
+            if frozen is None or (other and not in_place):
                 if frozen is not None and not frozen.lookups:
                     self._remove(node)
                 node = self._newest[name] = self._next
                 self._next += 1
-                frozen = self._frozen[node] = _Frozen(name, content)
-                self._bytes += len(content)
-                while len(self._frozen) > 1 and (self._bytes > MAX_BYTES or len(self._frozen) > MAX_FROZEN):
-                    self._remove(next(iter(self._frozen)))
-            else:
-                self._frozen.move_to_end(node)
+                frozen = self._frozen[node] = _Frozen(name, b"")
+            if other:
+                self._bytes += len(content) - len(frozen.content)
+                frozen.content = content
+            self._frozen.move_to_end(node)
+            while len(self._frozen) > 1 and (self._bytes > MAX_BYTES or len(self._frozen) > MAX_FROZEN):
+                self._remove(next(iter(self._frozen)))
             frozen.lookups += 1
             return node, len(content), replaces
 
