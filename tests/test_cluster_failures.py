@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from itertools import permutations
 
@@ -246,27 +247,29 @@ class NetworkTests(ClusterCase):
         directory.mkdir(exist_ok=True)
         in_step(self.nodes)
         results: list[tuple[str, float, str]] = []
-        cut_at: list[float] = []
+        cutting = threading.Event()
 
         def write() -> None:
-            until = time.monotonic() + 6
-            number = 0
-            while time.monotonic() < until:
+            """Until it was refused ten times."""
+            until = time.monotonic() + PATIENCE
+            number = refused = 0
+            while refused < 10:
                 number += 1
                 began = time.monotonic()
+                self.assertLess(began, until, results[-10:])
                 result = outcome(lambda: (node.mount / f"cutting/{number}").touch())  # noqa: B023
                 results.append((f"cutting/{number}", time.monotonic() - began, result))
-                if result == "ok" and not cut_at:
+                refused += result == "EACCES"
+                if result == "ok" and not cutting.is_set():
                     acknowledged.append(f"cutting/{number}")
 
         def cut() -> None:
-            eventually(lambda: len(results) > 50, 20, "some files")
-            cut_at.append(time.monotonic())
+            eventually(lambda: len(acknowledged) > 50, 20, "some files")
+            cutting.set()
             node.cut()
 
         acknowledged: list[str] = []
-        at_once([write, cut])
-        self.assertIn("EACCES", {result for _, _, result in results})
+        at_once([write, cut], 2 * PATIENCE)
         self.assertLess(max(seconds for _, seconds, _ in results), OPERATION_TIMEOUT + 2)
         node.heal()
         self.lab.wait_quorate(PATIENCE)
