@@ -235,7 +235,7 @@ class _Round:
 
 
 def messages_per_second(target: Target, writers: int) -> float:
-    """Changes per second of C{writers} processes that each append to a file of their own: one message each time."""
+    """Changes per second of C{writers} processes that each overwrite a file of their own: one message each time."""
     with working_directory(target) as directory:
         descriptors = [os.open(f"{directory}/m{writer}", os.O_WRONLY | os.O_CREAT, 0o640) for writer in range(writers)]
         try:

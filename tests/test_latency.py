@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable
+from contextlib import suppress as ignoring
 from pathlib import Path
 
 from twisted.internet.task import Clock
@@ -119,7 +119,7 @@ def asked_for() -> int:
 @needs_fuse()
 @needs_cpu_latency()
 class DaemonTests(SynchronousTestCase):
-    """The daemon in local mode."""
+    """The daemon in local mode. Other processes may utter wishes too, for moments."""
 
     def started(self, *options: str) -> DaemonProcess:
         base = temporary_base()
@@ -128,32 +128,34 @@ class DaemonTests(SynchronousTestCase):
         daemon.start()
         return daemon
 
-    def changing(self, daemon: DaemonProcess, seen: Callable[[], bool], seconds: float) -> bool:
-        """Whether C{seen} holds at some time while changes are made."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def change(self, daemon: DaemonProcess) -> None:
+        """Make changes until processors stay awake."""
+        end = time.monotonic() + 20
+        while asked_for() > SHALLOW:
+            self.assertLess(time.monotonic(), end)
             (daemon.mount / "file").write_bytes(b"content")
-            if seen():
-                return True
+
+    def has_device(self, daemon: DaemonProcess) -> bool:
+        for descriptor in Path(f"/proc/{daemon.pid}/fd").iterdir():
+            with ignoring(FileNotFoundError):  # closed meanwhile
+                if os.readlink(descriptor) == DEVICE:
+                    return True
         return False
 
     def test_while_changes_come(self) -> None:
-        before = asked_for()
         daemon = self.started()
-        self.assertEqual(asked_for(), before)
-        self.assertTrue(self.changing(daemon, lambda: asked_for() <= SHALLOW, 10))
-        eventually(lambda: asked_for() == before, 10, "the wish is taken back")
-        (daemon.mount / "file").read_bytes()
-        self.assertEqual(asked_for(), before)
+        eventually(lambda: self.has_device(daemon), 20, "the reactor runs")
+        for _ in range(3):
+            eventually(lambda: asked_for() > SHALLOW, 20, "no wish")
+            self.change(daemon)
 
     def test_killed(self) -> None:
-        before = asked_for()
         daemon = self.started()
-        self.assertTrue(self.changing(daemon, lambda: asked_for() <= SHALLOW, 10))
+        self.change(daemon)
         daemon.kill()
-        eventually(lambda: asked_for() == before, 10, "the wish ends with its process")
+        eventually(lambda: asked_for() > SHALLOW, 20, "the wish ends with its process")
 
     def test_option(self) -> None:
         daemon = self.started("--no-cpu-latency")
-        before = asked_for()
-        self.assertFalse(self.changing(daemon, lambda: asked_for() != before, 0.5))
+        (daemon.mount / "file").write_bytes(b"content")
+        self.assertFalse(self.has_device(daemon))

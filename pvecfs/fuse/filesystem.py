@@ -1,7 +1,7 @@
 """What the kernel asks, and what it is answered (20-filesystem.md).
 
 Reads are answered at once from the published tree. Changes go to the reactor, and are answered when they are committed,
-by the thread that committed them. No callback waits for anything, so that a few threads serve everybody.
+by the thread that committed them. No callback waits for anything, so that one thread at a time serves everybody.
 
 A callback's pointers are valid until it returns: names come as C{bytes} and written data is copied. Permissions are
 the kernel's work (mount option C{default_permissions}).

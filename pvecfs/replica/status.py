@@ -51,8 +51,6 @@ class NodeVersions:
 class StatusSnapshot:
     """All that the status documents need besides the tree.
 
-    A part that did not change is the same object in the next snapshot, so that identity can be the key of a cache.
-
     @ivar starttime: seconds since 1970 at which the daemon started.
     @ivar clinfo: counter of the changes of cluster information.
     @ivar configuration: None without a cluster, or while it was not read yet.
