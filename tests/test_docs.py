@@ -14,7 +14,7 @@ class CitationTests(SynchronousTestCase):
     def test_specification(self) -> None:
         """Docstrings give their sources as pages of the specification."""
         pages = {page.name for page in (ROOT / "docs/specification").glob("*.md")}
-        cited = {}
+        cited: dict[str, Path] = {}
         for room in "pvecfs", "tests", "benchmarks", "docs":
             for path in sorted((ROOT / room).rglob("*")):
                 if path.suffix in (".py", ".md"):
