@@ -1,7 +1,8 @@
 """The daemon: every room's services put together, started in order and stopped in order (60-operation.md).
 
 The start happens before the reactor runs, so that a failed one is an exit code and one line. It leaves nothing behind:
-each step that holds something says how to undo it.
+each step that holds something says how to undo it. The same goes for a start that is told to stop by a signal. It looks
+for that between the steps; the reactor then runs only to stop at once, an orderly stop with exit code 0.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 from zope.interface import implementer
@@ -51,10 +53,11 @@ from pvecfs.store.errors import StoreError
 from pvecfs.store.lockfile import LOCK_TIMEOUT, LockFile
 from pvecfs.store.sqlite import SqliteStore
 from pvecfs.tree.admission import Limits
-from pvecfs.tree.errors import TreeDefect
+from pvecfs.tree.errors import OperationError, TreeDefect
 from pvecfs.tree.locks import LockClocks
 
 if TYPE_CHECKING:
+    from pvecfs.replica.status import ClusterConfiguration
     from pvecfs.tap import Options
     from pvecfs.tree.tree import Tree
 
@@ -157,7 +160,7 @@ class Cluster:
         """Connect, when corosync is there, and stay connected. The host's corosync.conf is brought in step."""
         entry = self._ledger.newest.lookup(TREE_NAME)
         if entry is not None:
-            self._host_conf.tree_changed(entry.data, reload=True)
+            self._host_conf.bring_in_step(entry.data)
         # The first synchronisation asks for it. For 100,000 entries it takes 0.15 s, and now nobody waits for us.
         self._ledger.newest.index()
         self._corosync.startService()
@@ -176,8 +179,12 @@ class Cluster:
         self._status.quorum_changed(quorate, node_ids)
         self._view.quorum_changed(quorate)
 
-    def configuration_read(self, configuration: object) -> None:
+    def configuration_read(self, configuration: ClusterConfiguration) -> None:
         self._status.configuration_read(configuration)
+
+
+class StoppedBySignal(Exception):
+    """A signal came during the start."""
 
 
 class NodeService(Service):
@@ -188,17 +195,22 @@ class NodeService(Service):
         self._options = options
         self._undo = ExitStack()
         self._stop_steps: list[tuple[str, Callable[[], Any]]] = []
+        self._signal_came = False
 
     # Starting
 
     def startService(self) -> None:
-        """Start everything.
+        """Start everything; or nothing, if a signal comes meanwhile, which then stops the reactor as soon as it runs.
 
         @raise StartFailed: one line that says why; nothing is left behind.
         """
         super().startService()  # type: ignore[no-untyped-call]  # Twisted has no annotations there
         try:
             self._start()
+        except StoppedBySignal:
+            self._stop_steps.clear()
+            self._undo.close()
+            _log.info("the start was undone")
         except BaseException as error:
             self._undo.close()
             if not isinstance(error, StartFailed | StoreError | TreeDefect | MountFailed | OSError):
@@ -221,6 +233,7 @@ class NodeService(Service):
         if not is_root and not options["local"]:
             raise StartFailed("a cluster node needs root; use --local to run in local mode")
         group = host.group_id(options["group"]) if is_root else os.getegid()
+        self._take_signals()
 
         state = Path(options["state-dir"])
         run = Path(options["run-dir"])
@@ -230,6 +243,11 @@ class NodeService(Service):
         self._acquire(lock)
         undo.callback(lock.release)
         self._stop_steps.append(("the lock", lock.release))
+        if options["pid-file"] is not None:
+            pid_file = Path(options["pid-file"])
+            host.write_pid_file(pid_file)
+            undo.callback(host.remove_pid_file, pid_file)
+            self._stop_steps.append(("the pid file", lambda: host.remove_pid_file(pid_file)))
 
         store = SqliteStore(str(state / DATABASE), self._reactor, time.time, options["durability"])
         tree = store.open()
@@ -238,6 +256,7 @@ class NodeService(Service):
         conf = Path(options["corosync-conf"])
         if store.created and not options["local"] and conf.is_file():
             tree = self._import(store, tree, conf)
+        self._check_signals()
         in_cluster = not options["local"] and tree.lookup(TREE_NAME) is not None
 
         limits = Limits(options["max-size"] * MIB, options["max-entries"])
@@ -276,6 +295,7 @@ class NodeService(Service):
         mount.startService()
         undo.callback(mount.abort)
         self._stop_steps.append(("the mount", mount.stopService))
+        self._check_signals()
         ledger.kernel_cache = mount.kernel_cache
         view.modes_changed = mount.kernel_cache.modes_changed
 
@@ -283,12 +303,14 @@ class NodeService(Service):
             cluster.startService()
             undo.callback(cluster.stopService)
             self._stop_steps.append(("the groups", cluster.stopService))
+            self._check_signals()
         if not options["no-ipc"]:
             owner = (0, 0) if is_root else (os.geteuid(), os.getegid())
             ipc = IpcService(self._reactor, options["ipc-name"], view, status, group, owner)
             ipc.startService()
             undo.callback(ipc.stopService)
             self._stop_steps.append(("the IPC service", ipc.stopService))
+            self._check_signals()
         host.clear_restart_flag(run)
         self._stop_steps.append(("the restart flag", lambda: host.set_restart_flag(run, group)))
         undo.pop_all()
@@ -314,10 +336,24 @@ class NodeService(Service):
             mountpoint=options["mountpoint"],
         )
 
-    def _running(self) -> None:
-        """The reactor runs: signals are ours, so that an orderly stop exits with 0; and we are ready."""
+    def _take_signals(self) -> None:
+        """From now on something may have to be undone. Before, a signal ends the process as it always does."""
         for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
             signal.signal(number, self._signalled)
+        # When the reactor begins to run it takes SIGTERM (SIGINT is not taken from others): for this. Its own function
+        # would have twistd end by the signal after an orderly stop, instead of with 0.
+        self._reactor.sigTerm = self._signalled
+
+    def _check_signals(self) -> None:
+        """Between two steps of the start: what a step has begun it can finish, or undo.
+
+        @raise StoppedBySignal: one came.
+        """
+        if self._signal_came:
+            raise StoppedBySignal
+
+    def _running(self) -> None:
+        """The reactor runs: we are ready."""
         prepare()
         # The tree is no garbage, see LARGE.
         gc.freeze()
@@ -325,17 +361,22 @@ class NodeService(Service):
         gc.enable()
         host.notify_service_supervisor("READY=1")
 
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
+    def _signalled(self, number: int, frame: FrameType | None = None) -> None:
+        self._signal_came = True
         self._reactor.callFromThread(self._stop_by_signal, number)
 
     def _stop_by_signal(self, number: int) -> None:
         _log.info("received {signal}, stopping", signal=signal.Signals(number).name)
-        if self._reactor.running:
+        self._stop_reactor()
+
+    def _stop_reactor(self) -> None:
+        with suppress(ReactorNotRunning):  # it stops already
             self._reactor.stop()
 
     def _acquire(self, lock: LockFile) -> None:
         deadline = time.monotonic() + LOCK_TIMEOUT
         told = False
+        self._check_signals()
         while not lock.try_acquire():
             if time.monotonic() >= deadline:
                 raise StartFailed(f"{lock.path} is locked: another daemon uses this database")
@@ -343,10 +384,14 @@ class NodeService(Service):
                 _log.info("waiting for the lock of {path}", path=lock.path)
                 told = True
             time.sleep(0.1)  # the reactor does not run yet
+            self._check_signals()
 
     def _import(self, store: SqliteStore, tree: Tree, conf: Path) -> Tree:
         """First start: the host's corosync.conf becomes the cluster's."""
-        delta = tree.imported(TREE_NAME, conf.read_bytes(), int(time.time()))
+        try:
+            delta = tree.imported(TREE_NAME, conf.read_bytes(), int(time.time()))
+        except OperationError as error:
+            raise StartFailed(f"cannot import {conf}: {error.strerror}") from error
         store.commit_now(delta)
         _log.info("imported {path}", path=conf)
         return delta.tree
@@ -356,8 +401,7 @@ class NodeService(Service):
     def _mount_lost(self) -> None:
         """Somebody unmounted us, which is a way to stop us: without a mount there is nothing to serve."""
         _log.warn("the mount was taken away, stopping")
-        if self._reactor.running:
-            self._reactor.stop()
+        self._stop_reactor()
 
     def _run_command(self, command: tuple[str, ...]) -> None:
         """Run C{command} and log how it ended."""

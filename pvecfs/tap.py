@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -93,6 +94,7 @@ class Options(usage.Options):
         ["mountpoint", None, "/etc/pve", "Where to mount.", path("mountpoint")],
         ["state-dir", None, "/var/lib/pve-cluster", "Holds config.db and its lock file.", path("state-dir")],
         ["run-dir", None, "/run/pve-cluster", "Holds the restart flag.", path("run-dir")],
+        ["pid-file", None, None, "Holds the process id, while the database is ours. [default: none]", path("pid-file")],
         [
             "corosync-conf",
             None,
@@ -101,7 +103,7 @@ class Options(usage.Options):
             path("corosync-conf"),
         ],
         ["node-name", None, None, "Name of this node. [default: the host name up to its first dot]"],
-        ["node-ip", None, None, "Address of this node. [default: the first of the host name that is not loopback]"],
+        ["node-ip", None, None, "Address of this node. [default: the first of the node name that is not loopback]"],
         ["group", None, "www-data", "Group of all files, and of IPC clients that may only read."],
         ["ipc-name", None, "pve2", "Name of the libqb service."],
         ["rrd-dir", None, "/var/lib/rrdcached/db", "Where the round-robin databases are.", path("rrd-dir")],
@@ -165,6 +167,23 @@ class Options(usage.Options):
             name = self[option]
             if name is not None and not _is_name(name):
                 raise usage.UsageError(f"--{option} {name!r} is not a name")
+        self._check_places()
+
+    def _check_places(self) -> None:
+        """What we use ourselves cannot be in the mount: who waits for an answer cannot give it."""
+        from pvecfs.fuse.mountpoint import MountFailed, resolve
+
+        try:
+            mountpoint = resolve(self["mountpoint"])
+            for option in "state-dir", "run-dir", "rrd-dir", "corosync-conf", "pid-file":
+                if self[option] is None:
+                    continue
+                # The last two are files, which we replace: what a link of that name leads to is left alone.
+                directory = self[option] if option.endswith("dir") else os.path.dirname(self[option])
+                if Path(resolve(directory)).is_relative_to(mountpoint):
+                    raise usage.UsageError(f"--{option} {self[option]} is in the mount, {self['mountpoint']}")
+        except MountFailed as error:
+            raise usage.UsageError(str(error)) from error
 
 
 def makeService(options: Options) -> IService:

@@ -10,10 +10,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
+RUN = "from twisted.scripts.twistd import run; run()"
+TWISTD = [sys.executable, "-c", RUN]
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
 
@@ -28,6 +30,7 @@ class DaemonProcess:
 
     @ivar mount: its mountpoint.
     @ivar state: its state directory.
+    @ivar before: Python statements that its process executes first.
     """
 
     def __init__(self, base: Path, *options: str, prefix: Sequence[str] = ()) -> None:
@@ -43,6 +46,7 @@ class DaemonProcess:
             *("--ipc-name", f"pvecfs-{os.getpid()}-{base.name}", *options),
         ]
         self.prefix = list(prefix)
+        self.before = ""
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -58,7 +62,10 @@ class DaemonProcess:
         """Start it, and do not wait for readiness."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.prefix, *TWISTD, "--nodaemon", "--pidfile=", *twistd_options, "pvecfs", *self.options],
+                [
+                    *(*self.prefix, sys.executable, "-c", f"{self.before}\n{RUN}"),
+                    *("--nodaemon", "--pidfile=", *twistd_options, "pvecfs", *self.options),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -119,6 +126,17 @@ def is_mounted(path: Path) -> bool:
     escaped = str(path).replace(" ", "\\040")
     with open("/proc/self/mountinfo") as mounts:
         return any(line.split()[4] == escaped for line in mounts)
+
+
+def processes_of(path: Path) -> list[int]:
+    """The processes that were started with C{path} as a word of its own."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with suppress(OSError):  # it has ended
+                if os.fsencode(path) in (process / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+    return found
 
 
 def abort_connection(path: Path) -> None:

@@ -25,12 +25,13 @@ from pvecfs.node.view import NodeView
 from pvecfs.replica.kvstore import StatusReplica
 from pvecfs.replica.machine import Mode
 from pvecfs.scheduling import RealTimeThreads
+from pvecfs.store.lockfile import LOCK_TIMEOUT, LockFile
 from pvecfs.store.memory import MemoryStore
 from pvecfs.tap import Options
 from pvecfs.tree.admission import Limits
 from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.tree import Tree
-from tests.daemons import TWISTD, DaemonProcess, is_mounted, temporary_base, twistd_environment
+from tests.daemons import TWISTD, DaemonProcess, is_mounted, processes_of, temporary_base, twistd_environment
 from tests.needs import needs_fuse, needs_root
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -110,6 +111,47 @@ class Life(DaemonCase):
             self.assertFalse(held.closed)
         self.assertFalse(is_mounted(self.daemon.mount))
 
+    def test_signals_while_stopping(self) -> None:
+        self.daemon.before = (
+            "from pvecfs.daemon import NodeService as N\n"
+            "once = N._signalled\n"
+            "N._signalled = lambda *arguments: (once(*arguments), once(*arguments))\n"
+        )
+        self.daemon.start()
+        self.assertEqual(self.daemon.stop()[0], 0)
+        self.assertNotIn("Traceback", self.daemon.log_text())
+
+    def test_link_as_mountpoint(self) -> None:
+        """The mount is where the links lead: it is found there by a stop, and by a start after a crash."""
+        real = self.base / "real"
+        (real / "pve").mkdir(parents=True)
+        (self.base / "above").symlink_to("real")
+        self.daemon.mount.symlink_to("above/pve")
+        for end in self.daemon.kill, self.daemon.stop:
+            self.daemon.start()
+            self.assertTrue(is_mounted(real / "pve"))
+            self.assertNotEqual(processes_of(real / "pve"), [])
+            (self.daemon.mount / "file").write_text("x")
+            end()
+        self.assertFalse(is_mounted(real / "pve"))
+        self.assertEqual(processes_of(real / "pve"), [])
+
+    def test_pid_file(self) -> None:
+        """It is there as long as the database is in use, however a start beside it ends."""
+        path = self.base / "pid"
+        self.daemon.options += ["--pid-file", str(path)]
+        path.write_text("1")  # left by one that was killed; that number is in use
+        self.daemon.start()
+        self.assertEqual(path.read_text(), f"{self.daemon.pid}\n")
+        self.daemon.before = "import pvecfs.daemon\npvecfs.daemon.LOCK_TIMEOUT = 0.1"
+        other = DaemonProcess(self.base, *self.daemon.options)
+        other.before = self.daemon.before
+        self.assertEqual(other.spawn().wait(30), 1)
+        self.assertIn("another daemon uses this database", self.daemon.log_text())
+        self.assertEqual(path.read_text(), f"{self.daemon.pid}\n")
+        self.assertEqual(self.daemon.stop()[0], 0)
+        self.assertFalse(path.exists())
+
     def test_mount_taken_away(self) -> None:
         self.daemon.start()
         subprocess.run(["umount", str(self.daemon.mount)], check=True, timeout=10)
@@ -163,6 +205,31 @@ class Life(DaemonCase):
         self.assertEqual(code, 0)
         self.assertLess(seconds, 5)
 
+    def test_host_has_corosync_conf_when_ready(self) -> None:
+        """corosync is started as soon as we are ready; no thread has to come first."""
+        conf = "totem {\n  config_version: 1\n}\n"
+        self.daemon.start()
+        (self.daemon.mount / "corosync.conf").write_text(conf)
+        self.daemon.stop()
+        self.daemon.options.remove("--local")
+        self.daemon.before = (
+            "import pvecfs.daemon\n"
+            "from twisted.internet.defer import Deferred\n"
+            "pvecfs.daemon.deferToThread = lambda *arguments: Deferred()\n"
+        )
+        self.daemon.start()
+        self.assertEqual((self.base / "corosync.conf").read_text(), conf)
+
+    def test_host_corosync_conf_cannot_be_written(self) -> None:
+        """No reason not to start."""
+        self.daemon.start()
+        (self.daemon.mount / "corosync.conf").write_text("totem {\n  config_version: 1\n}\n")
+        self.daemon.stop()
+        self.daemon.options.remove("--local")
+        (self.base / "corosync.conf").mkdir()
+        self.daemon.start()
+        self.assertIn("cannot update", self.daemon.log_text())
+
     def test_first_start_imports_corosync_conf(self) -> None:
         conf = b"totem {\n  config_version: 3\n}\n"
         (self.base / "corosync.conf").write_bytes(conf)
@@ -174,6 +241,67 @@ class Life(DaemonCase):
             rows = db.execute("SELECT inode, version, writer, name, data FROM tree ORDER BY inode").fetchall()
         self.assertEqual([row[:4] for row in rows], [(0, 3, 0, "__version__"), (2, 3, 0, "corosync.conf")])
         self.assertEqual(bytes(rows[1][4]), conf)
+
+
+@needs_root()
+@needs_fuse()
+class SignalsDuringTheStart(DaemonCase):
+    """What was done is undone, and that is an orderly stop."""
+
+    STEPS = (
+        ("pvecfs.store.lockfile", "LockFile.try_acquire"),
+        ("pvecfs.store.sqlite", "SqliteStore.open"),
+        ("pvecfs.fuse.mount", "FuseMount._begin"),
+        ("pvecfs.daemon", "Cluster.startService"),
+        ("pvecfs.ipc.service", "IpcService.startService"),
+        ("pvecfs.node.host", "clear_restart_flag"),
+        ("pvecfs.daemon", "NodeService._running"),
+    )
+
+    def test_every_step(self) -> None:
+        conf = self.base / "corosync.conf"
+        conf.write_text("totem {\n  config_version: 1\n}\n")
+        self.daemon.options.remove("--local")
+        self.daemon.options += ["--pid-file", str(self.base / "pid")]
+        for number, (module, step) in enumerate(self.STEPS):
+            name = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[number % 3].name
+            self.daemon.before = (
+                f"import os, signal, {module}\n"
+                f"step = {module}.{step}\n"
+                "def then_signalled(*arguments):\n"
+                "    result = step(*arguments)\n"
+                f"    os.kill(os.getpid(), signal.{name})\n"
+                "    return result\n"
+                f"{module}.{step} = then_signalled\n"
+            )
+            self.daemon.log.unlink(missing_ok=True)
+            code = self.daemon.spawn().wait(20)
+            log = self.daemon.log_text()
+            self.assertEqual(code, 0, f"{step}: {log}")
+            self.assertNotIn("Traceback", log, step)
+            self.assertIn(f"received {name}", log, step)
+            self.assertFalse(is_mounted(self.daemon.mount), step)
+            self.assertEqual(processes_of(self.daemon.mount), [], step)
+            self.assertFalse((self.base / "pid").exists(), step)
+        self.daemon.before = ""
+        self.daemon.start()
+        self.assertIn("config_version", (self.daemon.mount / "corosync.conf").read_text())
+
+    def test_while_waiting_for_the_lock(self) -> None:
+        self.daemon.state.mkdir()
+        lock = LockFile.beside(self.daemon.database)
+        self.assertTrue(lock.try_acquire())
+        self.addCleanup(lock.release)
+        self.daemon.before = (
+            "import os, signal, time\n"
+            "from pvecfs.store.lockfile import LockFile\n"
+            "tries = LockFile.try_acquire\n"
+            "LockFile.try_acquire = lambda lock: (tries(lock), os.kill(os.getpid(), signal.SIGTERM))[0]\n"
+        )
+        began = time.monotonic()
+        self.assertEqual(self.daemon.spawn().wait(20), 0)
+        self.assertLess(time.monotonic() - began, LOCK_TIMEOUT)
+        self.assertFalse(self.daemon.database.exists())
 
 
 @needs_root()
@@ -278,6 +406,29 @@ class WrongInput(DaemonCase):
         self.assertIn(str(self.daemon.database), self.refused())
         self.assertEqual(self.daemon.database.read_bytes(), b"something else" * 1000)
 
+    def test_large_corosync_conf(self) -> None:
+        """It is named, and imported when it has become smaller."""
+        if os.geteuid():
+            return
+        self.daemon.options.remove("--local")
+        path = self.base / "corosync.conf"
+        conf = b"totem {\n  config_version: 1\n}\n"
+        path.write_bytes(conf + b"#" * 1024 * 1024)
+        self.assertIn(f"cannot import {path}: File too large", self.refused())
+        path.write_bytes(conf)
+        self.daemon.start()
+        self.assertEqual((self.daemon.mount / "corosync.conf").read_bytes(), conf)
+
+    def test_directory_of_others(self) -> None:
+        """It keeps its owner and mode, and is not taken."""
+        shared = self.base / "shared"
+        shared.mkdir()
+        shared.chmod(0o1777)
+        for option in "--run-dir", "--state-dir":
+            self.assertIn(f"{shared} is a directory that others may write to", self.refused(option, str(shared)))
+        self.assertEqual(stat.S_IMODE(shared.stat().st_mode), 0o1777)
+        self.assertEqual(list(shared.iterdir()), [])
+
     def test_database_with_a_defect(self) -> None:
         self.daemon.state.mkdir()
         shutil.copy(GOLDEN / "config.db", self.daemon.database)
@@ -303,6 +454,44 @@ class WrongInput(DaemonCase):
             sorted(path.name for path in self.base.iterdir() if path.name != "refused.log"), ["mnt", "run", "state"]
         )
         self.assertNotIn("cfs-restart-flag", os.listdir(self.daemon.run))
+
+
+class PlacesTests(TestCase):
+    """What the daemon itself uses cannot be in its mount."""
+
+    def refused(self, *options: str) -> str:
+        with self.assertRaises(SystemExit) as refused:
+            Options().parseOptions(list(options))
+        return str(refused.exception)
+
+    def test_in_the_mount(self) -> None:
+        base = Path(self.mktemp()).absolute()
+        (base / "mount").mkdir(parents=True)
+        (base / "link").symlink_to("mount/below")
+        (base / "also").symlink_to("mount")
+        for name in "state-dir", "run-dir", "rrd-dir":
+            for place in "mount", "mount/below", "link", "other/../mount":
+                for mount in "mount", "also":
+                    message = self.refused("--mountpoint", str(base / mount), f"--{name}", str(base / place))
+                    self.assertIn(f"--{name} {base / place} is in the mount", message)
+            Options().parseOptions(["--mountpoint", str(base / "mount"), f"--{name}", str(base / "mount2")])
+        for name in "pid-file", "corosync-conf":
+            for place in "mount/file", "also/file":
+                message = self.refused("--mountpoint", str(base / "mount"), f"--{name}", str(base / place))
+                self.assertIn(f"--{name}", message)
+            # a link as the file itself will be replaced
+            Options().parseOptions(["--mountpoint", str(base / "mount"), f"--{name}", str(base / "link")])
+        self.assertIn("is in the mount", self.refused("--mountpoint", "/var"))
+
+    def test_links_that_lead_nowhere(self) -> None:
+        loop = Path(self.mktemp()).absolute()
+        loop.symlink_to(loop)
+        self.assertIn(f"{loop}: Too many levels", self.refused("--mountpoint", str(loop)))
+
+    def test_defaults(self) -> None:
+        options = Options()
+        options.parseOptions([])
+        self.assertIsNone(options["pid-file"])
 
 
 class GarbageTests(TestCase):

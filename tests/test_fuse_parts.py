@@ -528,3 +528,38 @@ class MountpointTests(unittest.SynchronousTestCase):
         proc = mountpoint.find_mounted("/proc")
         self.assertFalse(proc and proc.is_fuse)
         self.assertIsNone(mountpoint.find_mounted("/etc"))
+
+    def test_resolve(self) -> None:
+        """As the kernel goes, a link after the other; nothing has to be there."""
+        base = os.path.realpath(self.mktemp())
+        os.makedirs(f"{base}/a/b/c")
+        links = {
+            "absolute": f"{base}/a",
+            "relative": "a/./b//",
+            "chain": "relative/c",
+            "up": "a/b/../../x",
+            "gone": "y/z",
+        }
+        for name, target in links.items():
+            os.symlink(target, f"{base}/{name}")
+        expected = {
+            "a/b": "a/b",
+            "absolute": "a",
+            "absolute/b/": "a/b",
+            "relative/c/..": "a/b",
+            "chain": "a/b/c",
+            "chain/../d": "a/b/d",
+            "up": "x",
+            "gone/./w": "y/z/w",
+            "nothing/../a": "a",
+        }
+        for place, resolved in expected.items():
+            self.assertEqual(mountpoint.resolve(f"{base}/{place}"), f"{base}/{resolved}", place)
+        self.assertEqual(mountpoint.resolve("/../.."), "/")
+        self.assertEqual(mountpoint.resolve("x"), os.path.join(os.getcwd(), "x"))
+
+    def test_resolve_links_in_a_ring(self) -> None:
+        place = os.path.abspath(self.mktemp())
+        os.symlink(place, place)
+        with self.assertRaisesRegex(mountpoint.MountFailed, "Too many levels"):
+            mountpoint.resolve(place)

@@ -93,6 +93,24 @@ class HostConfigurationTests(SynchronousTestCase):
         self.successResultOf(self.host.tree_changed(conf(3), reload=True))
         self.assertEqual(os.stat(self.path).st_ino, before.st_ino)
 
+    def test_at_the_start(self) -> None:
+        """It is done at once, without a thread, and corosync told later if it may run already."""
+        never: Deferred[Any] = Deferred()
+        host = HostConfiguration(self.clock, str(self.path), lambda *arguments: never, self.commands.append)
+        host.bring_in_step(conf(3))
+        self.assertEqual(self.path.read_bytes(), conf(3))
+        self.clock.advance(10)
+        self.assertEqual(self.commands, [])
+        host.bring_in_step(conf(4))
+        self.assertEqual(self.path.read_bytes(), conf(4))
+        self.clock.advance(RELOAD_DELAY)
+        self.assertEqual(self.commands, [RELOAD_COMMAND])
+
+    def test_unwritable_at_the_start(self) -> None:
+        self.path.mkdir()
+        self.host.bring_in_step(conf(3))
+        self.assertIn("cannot update", self.logged()[0])
+
     def test_unwritable_is_logged(self) -> None:
         self.path.mkdir()
         self.successResultOf(self.host.tree_changed(conf(3), reload=True))

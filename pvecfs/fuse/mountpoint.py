@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from errno import EBUSY, EINVAL, ENOTCONN, EPERM
+from errno import EBUSY, EINVAL, ELOOP, ENOTCONN, EPERM
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -21,6 +21,9 @@ CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 _PROBE_SECONDS = 2.0
 _MAX_STALE = 8
+
+_MOST_LINKS = 40
+"""As many links Linux follows in one path (path_resolution(7))."""
 
 
 class MountFailed(Exception):
@@ -64,9 +67,33 @@ def _unescaped(text: bytes) -> bytes:
 
 
 def resolve(mountpoint: str) -> str:
-    """The absolute path without links, as the kernel shows it; asks only the directories above the mountpoint."""
-    above, name = os.path.split(os.path.abspath(mountpoint))
-    return os.path.join(os.path.realpath(above), name)
+    """The absolute path without links, as the kernel shows it.
+
+    Link by link with readlink, which goes no further than to the place itself: the file system that is mounted there
+    is not asked, and may be dead.
+
+    @raise MountFailed: the links lead nowhere.
+    """
+    found, links = "/", 0
+    ahead = os.path.join(os.getcwd(), mountpoint).split("/")[::-1]
+    while ahead:
+        name = ahead.pop()
+        if name == "..":
+            found = os.path.dirname(found)
+        elif name not in ("", "."):
+            place = os.path.join(found, name)
+            try:
+                target = os.readlink(place)
+            except OSError:  # no link, or not there, or not to be looked at: whoever uses the path is told
+                found = place
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise MountFailed(mountpoint, os.strerror(ELOOP))
+            if target.startswith("/"):
+                found = "/"
+            ahead += target.split("/")[::-1]
+    return found
 
 
 def prepare(mountpoint: str) -> None:

@@ -1,4 +1,4 @@
-"""What the daemon asks of its host: name, address, group, directories, restart flag, readiness."""
+"""What the daemon asks of its host: name, address, group, directories, files for others, readiness."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import grp
 import ipaddress
 import os
 import socket
+import stat
 from contextlib import suppress
+from errno import ENOTDIR
 from pathlib import Path
 
 
@@ -16,6 +18,10 @@ class StartFailed(Exception):
 
 RUN_MODE = 0o750
 STATE_MODE = 0o750
+OWN_NAME = "pve-cluster"
+"""How the state and the run directory are called (60-operation.md). One of another name was chosen by somebody."""
+
+FILE_MODE = 0o644
 RESTART_FLAG = "cfs-restart-flag"
 RESTART_FLAG_MODE = 0o440
 
@@ -66,19 +72,74 @@ def group_id(name: str) -> int:
 
 
 def make_directory(path: Path, mode: int, group: int | None) -> None:
-    """Make C{path} with C{mode}, owned by root and C{group} where we are root; its parent must exist or be made.
+    """Have a directory C{path}, missing parents included. Where we are root, one that we make, or made before (by name
+    and owner), is given to root and C{group}, with C{mode}. Any other stays as it is: it has other users.
+
+    @raise StartFailed: that is not possible, or everybody may write to it.
+    """
+    try:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            path.mkdir(mode=mode, parents=True)
+            status = path.stat()
+            ours = True
+        else:
+            ours = path.name == OWN_NAME and status.st_uid == 0
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
+        if status.st_mode & (stat.S_ISVTX | stat.S_IWOTH):
+            raise StartFailed(f"{path} is a directory that others may write to; give one of its own")
+        if ours and os.geteuid() == 0:
+            os.chown(path, 0, -1 if group is None else group)
+            path.chmod(mode)
+    except OSError as error:
+        raise StartFailed(f"cannot make the directory {path}: {error.strerror}") from error
+
+
+def write_pid_file(path: Path) -> None:
+    """Write our process id to C{path}.
 
     @raise StartFailed: that is not possible.
     """
     try:
-        if not path.is_dir():
-            path.mkdir(mode=mode, parents=True, exist_ok=True)
-        if os.geteuid() == 0:
-            if group is not None:
-                os.chown(path, 0, group)
-            path.chmod(mode)
+        replace_file(path, b"%d\n" % os.getpid())
     except OSError as error:
-        raise StartFailed(f"cannot make the directory {path}: {error.strerror}") from error
+        raise StartFailed(f"cannot write the pid file {path}: {error.strerror}") from error
+
+
+def remove_pid_file(path: Path) -> None:
+    """Remove C{path} if it is ours still.
+
+    @raise OSError: it cannot be removed.
+    """
+    with suppress(FileNotFoundError):
+        if path.read_bytes() == b"%d\n" % os.getpid():
+            path.unlink()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace C{path} by a file with C{content}, mode 0644, atomically and durably.
+
+    @raise OSError: it is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.pvecfs")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), FILE_MODE)
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def set_restart_flag(run_directory: Path, group: int | None) -> None:

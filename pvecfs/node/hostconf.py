@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from pvecfs.log import logger
-
-if TYPE_CHECKING:
-    from twisted.python.failure import Failure
+from pvecfs.node.host import replace_file
 
 _log = logger("corosync_conf")
 
@@ -24,8 +21,6 @@ TREE_NAME = b"corosync.conf"
 RELOAD_COMMAND = ("corosync-cfgtool", "-R")
 RELOAD_DELAY = 1.0
 """Seconds from the replaced file to corosync reading it: the other nodes need a moment to replace theirs."""
-
-MODE = 0o644
 
 _MOST_DIGITS = 20  # of 2^64; int() raises an error at some thousands
 
@@ -60,17 +55,25 @@ class HostConfiguration:
         self._run = run
         self._one_at_a_time = DeferredLock()
 
+    def bring_in_step(self, content: bytes) -> None:
+        """As L{tree_changed}, at the start, before the reactor runs. It is done on return: a corosync that is started
+        after us reads the file next."""
+        try:
+            self._replaced(self._replace(content), reload=True)
+        except OSError as error:
+            self._failed(str(error))
+
     def tree_changed(self, content: bytes, reload: bool) -> Deferred[None]:
         """The tree holds C{content}: replace the host's file where that is older.
 
-        @param reload: let corosync read a replaced file: the change was made on this node, or it happens at start.
+        @param reload: let corosync read a replaced file: the change was made on this node.
         """
         d: Deferred[int | None] = self._one_at_a_time.run(self._in_thread, self._replace, content)
-        d.addCallbacks(self._replaced, self._failed, callbackArgs=(reload,))
+        d.addCallbacks(self._replaced, lambda failure: self._failed(failure.getErrorMessage()), callbackArgs=(reload,))
         return d  # type: ignore[return-value]  # both callbacks return None
 
     def _replace(self, content: bytes) -> int | None:
-        """In a thread. Returns the old file's version when it was replaced, else None."""
+        """In a thread, but at the start. Returns the old file's version when it was replaced, else None."""
         try:
             old = self._path.read_bytes()
         except FileNotFoundError:
@@ -97,26 +100,5 @@ class HostConfiguration:
         if reload and old_version:
             self._reactor.callLater(RELOAD_DELAY, self._run, RELOAD_COMMAND)
 
-    def _failed(self, failure: Failure) -> None:
-        _log.error("cannot update {path}: {reason}", path=self._path, reason=failure.getErrorMessage())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace C{path} by a file with C{content}, mode 0644, atomically and durably."""
-    temporary = path.with_name(f".{path.name}.pvecfs")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, MODE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), MODE)
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    def _failed(self, reason: str) -> None:
+        _log.error("cannot update {path}: {reason}", path=self._path, reason=reason)
