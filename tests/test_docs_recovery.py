@@ -81,11 +81,12 @@ class Place:
             "systemctl",
             f"""
             pid={shlex.quote(str(self.pidfile))} mount={shlex.quote(str(self.mount))}
+            log={shlex.quote(str(self.directory / "log/pvecfs.log"))}
             case "$*" in
             "start pvecfs")
-                twistd3 --pidfile "$pid" --logfile {shlex.quote(str(self.directory / "log/pvecfs.log"))} pvecfs
+                twistd3 --pidfile= --logfile "$log" pvecfs --pid-file "$pid"
                 for i in {{1..300}}; do mountpoint -q "$mount" && exit 0; sleep 0.1; done
-                tail -20 {shlex.quote(str(self.directory / "log/pvecfs.log"))} >&2
+                tail -20 "$log" >&2
                 exit 1 ;;
             "stop pvecfs"*)
                 [ -s "$pid" ] || exit 0

@@ -27,6 +27,7 @@ OPTIONS = [
     "mountpoint",
     "state-dir",
     "run-dir",
+    "pid-file",
     "corosync-conf",
     "node-name",
     "node-ip",
@@ -131,7 +132,7 @@ class UnitTests(unittest.TestCase):
         self.assertIn(("Type", "notify"), directives)
         self.assertIn(("Restart", "on-failure"), directives)
         self.assertIn(("Alias", "pve-cluster.service"), directives)
-        self.assertIn("--pidfile=/run/pve-cluster.pid", dict(directives)["ExecStart"].split())
+        self.assertIn("--pidfile= pvecfs --pid-file /run/pve-cluster.pid", dict(directives)["ExecStart"])
         before = " ".join(value for name, value in directives if name == "Before").split()
         self.assertIn("corosync.service", before)
         after = " ".join(value for name, value in directives if name == "After").split()
