@@ -70,9 +70,6 @@ class ClusterReactor(Protocol):
 JOIN_INTERVAL = 5.0
 """Seconds between two attempts to join."""
 
-QUORUM_PATIENCE = 5.0
-"""Seconds that a join waits for quorum to be known."""
-
 SEND_PATIENCE = 10.0
 """Seconds for which a message is offered to a corosync that says "try again"."""
 
@@ -135,12 +132,10 @@ class GroupService(Service):
         clock: Callable[[], Instant],
         perform: Callable[[Effect], None] = lambda effect: None,
         join_interval: float = JOIN_INTERVAL,
-        send_turn: float = SEND_TURN,
     ) -> None:
         """@param connection: to this group, not open yet.
         @param clock: the wall clock, and the monotonic one.
         @param join_interval: seconds between two attempts to join.
-        @param send_turn: see L{SEND_TURN}.
         """
         self.machine = machine
         self.perform = perform
@@ -149,7 +144,6 @@ class GroupService(Service):
         self._connection = connection
         self._clock = clock
         self._join_interval = join_interval
-        self._send_turn = send_turn
         self._standing = Standing.CLOSED
         self._suspended = False
         self._inside: bool | None = None  # None: joining, not told yet
@@ -324,12 +318,10 @@ class GroupService(Service):
         self._attempt = self._reactor.callLater(max(0.0, self._not_before - self.monotonic()), self._join)
 
     def _join(self) -> None:
-        if not self._quorum_known and not self._held_back:
-            # The group would bring messages that nobody may write, as far as we know. So quorum comes first.
+        if not self._quorum_known:
+            # The first change of another node would put us out again, since as far as we know nobody may write.
             self._held_back = True
-            self._attempt = self._reactor.callLater(QUORUM_PATIENCE, self._join)
             return
-        self._held_back = False
         self._not_before = self.monotonic() + self._join_interval
         self._inside = None
         standing, self._standing = self._standing, Standing.JOINED
@@ -440,7 +432,7 @@ class GroupService(Service):
             else:
                 self._unsent.popleft()
                 self._last_sent = now
-            if self._unsent and self.monotonic() - began >= self._send_turn:
+            if self._unsent and self.monotonic() - began >= SEND_TURN:
                 self._flush_later = self._reactor.callLater(0, self._flush)
                 return
 
