@@ -7,9 +7,11 @@ import importlib.machinery
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +20,7 @@ from twisted.plugin import getPlugins
 from twisted.trial import unittest
 
 from pvecfs.ipc.descriptors import WANTED
+from tests.needs import needs_fuse
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -217,6 +220,69 @@ class PackageTests(unittest.TestCase):
             "clean",
         ]
         subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True, capture_output=True, timeout=20)
+
+
+class LocalNodeTests(unittest.TestCase):
+    """C{scripts/start-local} and C{scripts/stop-local}, in a checkout of their own that is reached through a link."""
+
+    timeout = 120
+
+    def setUp(self) -> None:
+        base = Path(tempfile.mkdtemp(prefix="pvecfs ")).resolve()
+        self.addCleanup(shutil.rmtree, base, ignore_errors=True)
+        self.checkout = base / "check out"
+        shutil.copytree(ROOT / "scripts", self.checkout / "scripts")
+        self.link = base / "link"
+        self.link.symlink_to(self.checkout)
+        self.pid_file = self.checkout / ".run/pvecfs.pid"
+        self.pid_file.parent.mkdir()
+
+    def script(self, name: str) -> str:
+        done = subprocess.run(
+            [str(self.link / "scripts" / name)],
+            cwd=self.link,
+            env={**os.environ, "PWD": str(self.link), "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout)
+        return done.stdout
+
+    def test_another_process(self) -> None:
+        """The number in the pid file is one's that has nothing to do with us."""
+        for words in ["sleep", "60"], ["tail", "-f", str(self.pid_file)]:
+            with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+                self.pid_file.write_text(str(process.pid))
+                try:
+                    self.assertIn("No local node", self.script("stop-local"))
+                    self.assertIsNone(process.poll())
+                finally:
+                    process.kill()
+        self.pid_file.write_text("1")
+        self.assertIn("No local node", self.script("stop-local"))
+
+    @needs_fuse()
+    def test_run_and_stop(self) -> None:
+        program = self.checkout / ".venv/bin/twistd"
+        program.parent.mkdir(parents=True)
+        program.write_text(
+            f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c 'from twisted.scripts.twistd import run; run()' \"$@\"\n"
+        )
+        program.chmod(0o755)
+        self.addCleanup(self.script, "stop-local")
+        another = subprocess.Popen(["sleep", "60"])
+        self.addCleanup(another.wait)
+        self.addCleanup(another.kill)
+        self.pid_file.write_text(str(another.pid))
+        self.assertIn("Starting a local node", self.script("start-local"))
+        self.assertTrue(os.path.ismount(self.checkout / ".run/pve"))
+        self.assertIn("runs already", self.script("start-local"))
+        self.assertIn("Stopped", self.script("stop-local"))
+        self.assertFalse(os.path.ismount(self.checkout / ".run/pve"))
+        self.assertIn("No local node", self.script("stop-local"))
 
 
 def run_tests_script() -> ModuleType:
