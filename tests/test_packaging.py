@@ -189,6 +189,12 @@ class PackageTests(unittest.TestCase):
         assert newest is not None
         self.assertEqual(newest.group(1), __version__)
 
+    def test_state_directory(self) -> None:
+        """A database can be restored on a host where no daemon ever ran (docs/recovery.md)."""
+        self.assertEqual((ROOT / "debian/pvecfs.dirs").read_text(), "var/lib/pve-cluster\n")
+        rules = (ROOT / "debian/rules").read_text()
+        self.assertIn("execute_after_dh_fixperms:\n\tchmod 750 debian/pvecfs/var/lib/pve-cluster\n", rules)
+
     def test_scripts(self) -> None:
         """Each script is executable and parses."""
         for script in [*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"]:
