@@ -131,7 +131,7 @@ class StopTests(MountCase):
         start = time.monotonic()
         os.statvfs(self.place)
         self.assertEqual(get(self.in_place("f")), b"x")
-        self.assertLess(time.monotonic() - start, 1)
+        self.assertLess(time.monotonic() - start, 10)  # who waits for one of the changes waits for ever
         self.assertLess(self.node.terminate(), 5)
         self.assert_gone()
 
