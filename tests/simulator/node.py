@@ -369,6 +369,7 @@ class SimulatedNode:
         self.proposer.quorum_changed(quorate, nodes)
         self.view.quorum_changed(quorate)
         if self.status is not None:
+            self.status_service.quorum_changed(nodes)
             self.status.quorum_changed(quorate, nodes)
 
     def fail_disk(self, failing: bool) -> None:
