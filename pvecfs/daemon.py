@@ -31,6 +31,7 @@ from pvecfs.corosync.service import CorosyncServices
 from pvecfs.fuse.mount import FuseMount, MountFailed
 from pvecfs.heap import prepare
 from pvecfs.interfaces import IClusterConfigListener, IProposer, IQuorumListener
+from pvecfs.ipc.descriptors import raise_limit
 from pvecfs.ipc.service import IpcService
 from pvecfs.latency import ProcessorLatency
 from pvecfs.log import logger, set_verbose
@@ -50,7 +51,7 @@ from pvecfs.replica.member import Instant
 from pvecfs.rrd.sink import RoundRobinSink
 from pvecfs.scheduling import RealTimeThreads
 from pvecfs.store.errors import StoreError
-from pvecfs.store.lockfile import LOCK_TIMEOUT, LockFile
+from pvecfs.store.lockfile import DATABASE_NAME, LOCK_TIMEOUT, LockFile, locks_of
 from pvecfs.store.sqlite import SqliteStore
 from pvecfs.tree.admission import Limits
 from pvecfs.tree.errors import OperationError, TreeDefect
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from pvecfs.tap import Options
     from pvecfs.tree.tree import Tree
 
-DATABASE = "config.db"
 STOP_DEADLINE = 4.5
 """Seconds after which a stop that hangs is ended the hard way; 5 are promised."""
 
@@ -226,6 +226,7 @@ class NodeService(Service):
         sys.setswitchinterval(SWITCH_INTERVAL)
         gc.disable()  # until we run: it would go through what was loaded again and again
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        raise_limit()
         set_verbose(bool(options["debug"]))
         name = options["node-name"] or host.short_host_name()
         address = host.checked_address(options["node-ip"]) if options["node-ip"] else host.first_address(name)
@@ -239,17 +240,18 @@ class NodeService(Service):
         run = Path(options["run-dir"])
         host.make_directory(state, host.STATE_MODE, None)
         host.make_directory(run, host.RUN_MODE, group)
-        lock = LockFile.beside(state / DATABASE)
-        self._acquire(lock)
-        undo.callback(lock.release)
-        self._stop_steps.append(("the lock", lock.release))
+        database = state / DATABASE_NAME
+        for lock in locks_of(database):  # several, if it is a link
+            self._acquire(lock)
+            undo.callback(lock.release)
+            self._stop_steps.append(("the lock", lock.release))
         if options["pid-file"] is not None:
             pid_file = Path(options["pid-file"])
             host.write_pid_file(pid_file)
             undo.callback(host.remove_pid_file, pid_file)
             self._stop_steps.append(("the pid file", lambda: host.remove_pid_file(pid_file)))
 
-        store = SqliteStore(str(state / DATABASE), self._reactor, time.time, options["durability"])
+        store = SqliteStore(str(database), self._reactor, time.time, options["durability"])
         tree = store.open()
         undo.callback(store.close_now)
         self._stop_steps.append(("the database", store.close))

@@ -447,6 +447,17 @@ class WrongInput(DaemonCase):
         self.assertIn("another daemon", self.refused(daemon=other))
         self.assertTrue(is_mounted(self.daemon.mount))
 
+    def test_second_daemon_by_a_link(self) -> None:
+        """Another state directory, whose database is a link to the same file."""
+        self.daemon.start()
+        other = DaemonProcess(self.base, "--local", "--ipc-name", "pvecfs-other")
+        other.mount = self.base / "other"
+        state = self.base / "other-state"
+        state.mkdir()
+        (state / "config.db").symlink_to(self.daemon.database)
+        other.options += ["--mountpoint", str(other.mount), "--state-dir", str(state)]
+        self.assertIn("another daemon", self.refused(daemon=other))
+
     def test_nothing_is_left_by_a_failed_start(self) -> None:
         self.daemon.mount.write_text("")
         self.refused()
