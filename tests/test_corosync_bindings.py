@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -29,7 +30,7 @@ CONSTANTS = {
     "CPG_TYPE_AGREED": libcpg.CPG_TYPE_AGREED,
     "CPG_MAX_NAME_LENGTH": libcpg.CPG_MAX_NAME_LENGTH,
     "CPG_MEMBERS_MAX": libcpg.CPG_MEMBERS_MAX,
-    "CS_DISPATCH_ONE_NONBLOCKING": libcpg.CS_DISPATCH_ONE_NONBLOCKING,
+    "CS_DISPATCH_ONE_NONBLOCKING": libraries.CS_DISPATCH_ONE_NONBLOCKING,
     "QUORUM_SET": libquorum.QUORUM_SET,
     "CS_TRACK_CURRENT": libquorum.CS_TRACK_CURRENT,
     "CS_TRACK_CHANGES": libquorum.CS_TRACK_CHANGES,
@@ -148,6 +149,76 @@ class AddressesTests(SynchronousTestCase):
         """A length that the library cannot have is not believed."""
         array = (libcpg.Address * 1)()
         self.assertRaises(ValueError, libcpg.processes, ctypes.addressof(array), 129)
+
+
+class MemoryLibrary:
+    """libquorum of one connection, handle 5.
+
+    @ivar kind: what initialize says of the provider.
+    @ivar code: what finalize and dispatch return.
+    @ivar events: (quorate, node ids), told one at each dispatch.
+    """
+
+    def __init__(self) -> None:
+        self.kind = libquorum.QUORUM_SET
+        self.code = errors.CS_OK
+        self.events: list[tuple[int, tuple[int, ...]]] = []
+        self.finalized: list[int] = []
+        # Functions, not methods: prototypes are attributes that are set.
+        self.quorum_initialize = lambda *arguments: self._initialize(*arguments)
+        self.quorum_finalize = lambda handle: self._finalize(handle)
+        self.quorum_dispatch = lambda handle, flags: self._dispatch(handle)
+        self.quorum_trackstart = lambda handle, flags: errors.CS_OK
+        self.quorum_fd_get = lambda handle, fd: errors.CS_OK
+
+    def _initialize(self, handle: Any, callbacks: Any, kind: Any) -> int:
+        handle._obj.value, kind._obj.value = 5, self.kind
+        self.callbacks = callbacks._obj
+        return errors.CS_OK
+
+    def _finalize(self, handle: int) -> int:
+        self.finalized.append(handle)
+        return self.code
+
+    def _dispatch(self, handle: int) -> int:
+        if self.code == errors.CS_OK and self.events:
+            quorate, nodes = self.events.pop(0)
+            self.callbacks.notify(handle, quorate, 1, len(nodes), (ctypes.c_uint32 * len(nodes))(*nodes))
+        return self.code
+
+
+class BindingTests(SynchronousTestCase):
+    """What the three libraries have in common, on libquorum."""
+
+    def setUp(self) -> None:
+        self.memory = MemoryLibrary()
+        self.library = libquorum.LibQuorum(cast(Any, self.memory), cast(Any, self.memory))
+
+    def test_events(self) -> None:
+        """Each dispatch gives what was told in it; of one that tells nothing it is an empty list."""
+        handle = self.library.initialize()
+        self.memory.events = [(1, (1, 2)), (0, ())]
+        told = [self.library.dispatch(handle) for _ in range(3)]
+        self.assertEqual(told, [[(True, (1, 2))], [(False, ())], []])
+        self.memory.code = errors.CS_ERR_TRY_AGAIN
+        self.assertIsNone(self.library.dispatch(handle))
+
+    def test_finalized(self) -> None:
+        """The handle is gone, also if that failed, which is said with the call's name."""
+        handle = self.library.initialize()
+        self.memory.code = 2
+        error = self.assertRaises(CorosyncUnavailable, self.library.finalize, handle)
+        self.assertEqual(str(error), "quorum_finalize: library error (2)")
+        self.memory.code = errors.CS_OK
+        error = self.assertRaises(CorosyncUnavailable, self.library.dispatch, handle)
+        self.assertEqual(str(error), "quorum_dispatch: not a handle of ours")
+
+    def test_no_provider(self) -> None:
+        """Without a quorum provider the handle is given back, and the reason told."""
+        self.memory.kind = 0
+        error = self.assertRaises(CorosyncUnavailable, self.library.initialize)
+        self.assertIn("no quorum provider", str(error))
+        self.assertEqual(self.memory.finalized, [5])
 
 
 class ErrorsTests(SynchronousTestCase):

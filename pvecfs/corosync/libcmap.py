@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import threading
 from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_size_t, c_uint64, c_void_p
 
-from pvecfs.corosync.errors import CS_ERR_NOT_EXIST, CS_ERR_TRY_AGAIN, check
-from pvecfs.corosync.libraries import load, once, prototype
+from pvecfs.corosync.errors import CS_ERR_NOT_EXIST, check
+from pvecfs.corosync.libraries import Binding, load, once, prototype
 from pvecfs.errors import CorosyncUnavailable
 
 SONAME = "libcmap.so.4"
@@ -23,7 +22,6 @@ CMAP_TRACK_MODIFY = 2
 CMAP_TRACK_ADD = 4
 CMAP_TRACK_PREFIX = 8
 CS_ERR_NO_SECTIONS = 27
-CS_DISPATCH_ONE_NONBLOCKING = 4
 VALUE_MAX = 1 << 20
 """Bytes of a value; longer ones are refused."""
 
@@ -41,28 +39,19 @@ class NotifyValue(ctypes.Structure):
 NotifyFunction = ctypes.CFUNCTYPE(None, c_uint64, c_uint64, c_int32, c_char_p, NotifyValue, NotifyValue, c_void_p)
 
 
-class LibCmap:
-    """The library; threads and callbacks as for L{pvecfs.corosync.libcpg.LibCpg}.
-
-    @raise CorosyncUnavailable: every method.
-    @raise TryAgain: every method.
-    """
+class LibCmap(Binding[bytes]):
+    """The library. An event is the key that changed."""
 
     def __init__(self, waiting: ctypes.CDLL, immediate: ctypes.PyDLL) -> None:
         handle, pointer = c_uint64, POINTER
         size, kind = pointer(c_size_t), pointer(c_int)
-        self._initialize = prototype(waiting, "cmap_initialize", pointer(handle))
-        self._finalize = prototype(waiting, "cmap_finalize", handle)
+        super().__init__(waiting, immediate, "cmap")
         self._get = prototype(waiting, "cmap_get", handle, c_char_p, c_void_p, size, kind)
         self._iter_init = prototype(waiting, "cmap_iter_init", handle, c_char_p, pointer(handle))
         self._iter_next = prototype(waiting, "cmap_iter_next", handle, handle, c_char_p, size, kind)
         self._iter_finalize = prototype(waiting, "cmap_iter_finalize", handle, handle)
         track = (handle, c_char_p, c_int32, NotifyFunction, c_void_p, pointer(handle))
         self._track_add = prototype(waiting, "cmap_track_add", *track)
-        self._fd_get = prototype(immediate, "cmap_fd_get", handle, pointer(c_int))
-        self._dispatch = prototype(immediate, "cmap_dispatch", handle, c_int)
-        self._events: dict[int, list[bytes]] = {}
-        self._initializing = threading.Lock()
         self._notify = NotifyFunction(self._notified)
 
     def _notified(
@@ -72,23 +61,7 @@ class LibCmap:
 
     def initialize(self) -> int:
         """@return: a handle, to be given to L{finalize}."""
-        handle = c_uint64()
-        with self._initializing:
-            code = self._initialize(ctypes.byref(handle))
-        check(code, "cmap_initialize")
-        self._events[handle.value] = []
-        return handle.value
-
-    def finalize(self, handle: int) -> None:
-        """Disconnect."""
-        self._events.pop(handle, None)
-        check(self._finalize(handle), "cmap_finalize")
-
-    def fd_get(self, handle: int) -> int:
-        """@return: the descriptor that is readable while there is something to dispatch. Owned by the library."""
-        fd = c_int(-1)
-        check(self._fd_get(handle, ctypes.byref(fd)), "cmap_fd_get")
-        return fd.value
+        return self._connect()
 
     def get(self, handle: int, key: bytes) -> int | bytes | None:
         """@return: the value of C{key}: a whole number, or bytes (a string without its NUL); None: no such key."""
@@ -129,22 +102,6 @@ class LibCmap:
         flags = CMAP_TRACK_ADD | CMAP_TRACK_DELETE | CMAP_TRACK_MODIFY | (CMAP_TRACK_PREFIX if prefix else 0)
         track = c_uint64()
         check(self._track_add(handle, key, flags, self._notify, None, ctypes.byref(track)), "cmap_track_add")
-
-    def dispatch(self, handle: int) -> list[bytes] | None:
-        """Take one event from corosync; never waits.
-
-        @return: None when there is none, else the key that changed.
-        """
-        code = self._dispatch(handle, CS_DISPATCH_ONE_NONBLOCKING)
-        if code == CS_ERR_TRY_AGAIN:
-            return None
-        check(code, "cmap_dispatch")
-        events = self._events.get(handle)
-        if events is None:
-            raise CorosyncUnavailable("cmap_dispatch: not a handle of ours")
-        if events:
-            self._events[handle] = []
-        return events
 
 
 @once

@@ -7,20 +7,17 @@ mcast_joined of more than L{ATOMIC_SIZE} bytes, which is sent in pieces, each of
 from __future__ import annotations
 
 import ctypes
-import threading
 from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from typing import NamedTuple
 
-from pvecfs.corosync.errors import CS_ERR_TRY_AGAIN, check
-from pvecfs.corosync.libraries import load, once, prototype
-from pvecfs.errors import CorosyncUnavailable
+from pvecfs.corosync.errors import check
+from pvecfs.corosync.libraries import Binding, load, once, prototype
 
 SONAME = "libcpg.so.4"
 
 CPG_TYPE_AGREED = 2
 CPG_MAX_NAME_LENGTH = 128
 CPG_MEMBERS_MAX = 128
-CS_DISPATCH_ONE_NONBLOCKING = 4
 ATOMIC_SIZE = 1024 * 1024 - 1024
 """Bytes that mcast_joined sends as one request: the library's request size less the room it keeps for headers."""
 
@@ -96,31 +93,18 @@ def processes(address: int | None, count: int) -> tuple[Process, ...]:
     return tuple((each.nodeid, each.pid) for each in (Address * count).from_address(address))
 
 
-class LibCpg:
-    """The library. Any method may be called on any thread; for one handle, sends are made by one thread at a time.
-
-    The callbacks live as long as the library and only copy what they are told into a list of their handle, so that
-    nobody's code runs inside of C{cpg_dispatch}.
-
-    @raise CorosyncUnavailable: every method, see L{check}.
-    @raise TryAgain: every method.
-    """
+class LibCpg(Binding[Event]):
+    """The library. For one handle, sends are made by one thread at a time."""
 
     def __init__(self, waiting: ctypes.CDLL, immediate: ctypes.PyDLL) -> None:
         handle, pointer = c_uint64, POINTER
-        self._initialize = prototype(waiting, "cpg_initialize", pointer(handle), pointer(Callbacks))
-        self._finalize = prototype(waiting, "cpg_finalize", handle)
+        super().__init__(waiting, immediate, "cpg", pointer(Callbacks))
         self._local_get = prototype(waiting, "cpg_local_get", handle, pointer(c_uint))
         self._join = prototype(waiting, "cpg_join", handle, pointer(Name))
         self._leave = prototype(waiting, "cpg_leave", handle, pointer(Name))
         multicast = ("cpg_mcast_joined", handle, c_int, pointer(IoVector), c_uint)
         self._mcast_pieces = prototype(waiting, *multicast)
         self._mcast_atomic = prototype(immediate, *multicast)
-        self._fd_get = prototype(immediate, "cpg_fd_get", handle, pointer(c_int))
-        self._dispatch = prototype(immediate, "cpg_dispatch", handle, c_int)
-        self._events: dict[int, list[Event]] = {}
-        # The library makes its table of handles in the first call, without a lock.
-        self._initializing = threading.Lock()
         self._callbacks = Callbacks(DeliverFunction(self._delivered), ConfigurationFunction(self._changed))
 
     def _delivered(self, handle: int, name: object, node: int, pid: int, message: int | None, length: int) -> None:
@@ -139,23 +123,7 @@ class LibCpg:
 
     def initialize(self) -> int:
         """@return: a handle, to be given to L{finalize}."""
-        handle = c_uint64()
-        with self._initializing:
-            code = self._initialize(ctypes.byref(handle), ctypes.byref(self._callbacks))
-        check(code, "cpg_initialize")
-        self._events[handle.value] = []
-        return handle.value
-
-    def finalize(self, handle: int) -> None:
-        """Disconnect: the handle is gone, even if this raises."""
-        self._events.pop(handle, None)
-        check(self._finalize(handle), "cpg_finalize")
-
-    def fd_get(self, handle: int) -> int:
-        """@return: the descriptor that is readable while there is something to dispatch. Owned by the library."""
-        fd = c_int(-1)
-        check(self._fd_get(handle, ctypes.byref(fd)), "cpg_fd_get")
-        return fd.value
+        return self._connect(ctypes.byref(self._callbacks))
 
     def local_get(self, handle: int) -> int:
         """@return: the id of this node."""
@@ -174,22 +142,6 @@ class LibCpg:
         vector = IoVector(message, len(message))
         call = self._mcast_atomic if len(message) <= ATOMIC_SIZE else self._mcast_pieces
         check(call(handle, CPG_TYPE_AGREED, ctypes.byref(vector), 1), "cpg_mcast_joined")
-
-    def dispatch(self, handle: int) -> list[Event] | None:
-        """Take one event from corosync; never waits.
-
-        @return: None when there is none; else the event, in a list that is empty for a piece of a long message.
-        """
-        code = self._dispatch(handle, CS_DISPATCH_ONE_NONBLOCKING)
-        if code == CS_ERR_TRY_AGAIN:
-            return None
-        check(code, "cpg_dispatch")
-        events = self._events.get(handle)
-        if events is None:
-            raise CorosyncUnavailable("cpg_dispatch: not a handle of ours")
-        if events:
-            self._events[handle] = []
-        return events
 
 
 @once
