@@ -273,9 +273,9 @@ def extract(database: OfflineDatabase, directory: str) -> None:
 def import_(database: OfflineDatabase, directory: str, max_size: int, max_entries: int) -> None:
     """Make a new database from the files in DIRECTORY.
 
-    There must be no database yet. Symbolic links and the special files of a mount (.version and so on) are left out and
-    named on standard error. Anything that a mount would refuse, a file above 1 MiB for instance, ends the
-    import, and nothing is made.
+    There must be no database yet; its directory is made if it is missing (mode 0750), but not those above it. Symbolic
+    links and the special files of a mount (.version and so on) are left out and named on standard error. Anything that
+    a mount would refuse, a file above 1 MiB for instance, ends the import, and nothing is made.
     """
     if os.path.lexists(database.path):
         raise _Failed(f"{database.path}: exists already")
@@ -327,8 +327,9 @@ def backup(database: OfflineDatabase, file: str, force: bool) -> None:
 def restore(database: OfflineDatabase, file: str) -> None:
     """Put a copy of FILE, a database, in the place of the node's own.
 
-    FILE is checked first. What was there is kept beside it. In a cluster the nodes take the tree of highest
-    version: an old database is brought up to date by the others as soon as it meets them.
+    FILE is checked first. What was there is kept beside it. The directory is made if it is missing (mode 0750), but not
+    those above it. In a cluster the nodes take the tree of highest version: an old database is brought up to date by
+    the others as soon as it meets them.
     """
     kept = database.restore(file)
     click.echo(f"{database.path} is a copy of {file} now")

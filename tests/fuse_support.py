@@ -99,7 +99,7 @@ class MemoryProposer:
             applied = tree.apply(change, 0, int(time.time()))
             self.locks.applied(applied.tree, change, self.clock)
         except OperationError as refused:
-            acknowledge(-(refused.errno or 0))
+            acknowledge(-refused.errno)
             return
         self.kernel_cache.publishing(tree, applied.delta, by_mount)
         view.tree = applied.tree

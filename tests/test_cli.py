@@ -7,18 +7,25 @@ import json
 import os
 import shutil
 import sqlite3
+import stat
+import subprocess
 import threading
+import tracemalloc
+from errno import ENOSPC
 from pathlib import Path
+from typing import BinaryIO
 
 from click.testing import CliRunner, Result
 from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs.cli import main
 from pvecfs.fuse.nodes import DOCUMENTS
+from pvecfs.store import rows
 from pvecfs.store.errors import StoreError
 from pvecfs.store.lockfile import LockFile
 from pvecfs.store.offline import OfflineDatabase
 from pvecfs.tree.changes import Write
+from tests.needs import needs_root
 from tests.store_databases import GOLDEN, raw, reopened, settle, snapshot, store_at
 from tests.test_store_examination import ALL
 from tests.test_store_refusals import DIRECTORY, FILE
@@ -56,6 +63,12 @@ class CommandTestCase(SynchronousTestCase):
         self.assertNotIn("Traceback", result.output)
         return result.output
 
+    def make_lock(self) -> None:
+        """Make the lock file, which stays."""
+        lock = LockFile.beside(self.path)
+        lock.try_acquire()
+        lock.release()
+
     def golden(self) -> None:
         shutil.copy(GOLDEN / "config.db", self.path)
 
@@ -92,6 +105,32 @@ class ReadingTests(CommandTestCase):
         for command in (["check"], ["dump"], ["index"], ["repair"], ["rename-node", "a", "b"], ["backup", "x"]):
             self.assertIn("not an SQLite database", self.fails(2, *command))
         self.assertFalse(os.path.exists("x"))
+
+    def test_no_regular_file(self) -> None:
+        """Nothing waits for what is never written, or reads what never ends."""
+        self.golden()
+        pipe = os.path.join(self.directory, "pipe")
+        os.mkfifo(pipe)
+        for name in (pipe, "/dev/zero"):
+            for arguments in (["check", name], ["restore", name], ["--db", name, "repair"], ["--db", name, "cat", "x"]):
+                self.assertIn("is not a regular file", self.fails(2, *arguments))
+            for arguments in (["--db", name, "restore", self.path], ["backup", "--force", name]):
+                if name == pipe:
+                    self.assertIn("is not a regular file", self.fails(2, *arguments))
+        self.assertTrue(stat.S_ISFIFO(os.stat(pipe).st_mode))
+
+    def test_a_large_file_of_something_else(self) -> None:
+        """It is searched for rows without having all of it in memory."""
+        other = os.path.join(self.directory, "other")
+        Path(other).touch()
+        os.truncate(other, 64 * 1024 * 1024)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        self.assertIn("is not an SQLite database", self.fails(2, "check", other))
+        self.assertLess(tracemalloc.get_traced_memory()[1], 16 * 1024 * 1024)
+        raw(self.path, [FILE])
+        Path(other).write_bytes(bytes(3 * 1024 * 1024) + Path(self.path).read_bytes())
+        self.assertIn("rows were read from pages", self.fails(1, "check", other))
 
     def test_dump(self) -> None:
         self.golden()
@@ -248,7 +287,8 @@ class WritingTests(CommandTestCase):
         self.assertEqual(os.stat(saved).st_mode & 0o777, 0o600)
         self.assertIn("exists already", self.fails(2, "backup", saved))
         self.succeeds("backup", "--force", saved)
-        self.fails(2, "backup", "--force", self.path)
+        for suffix in ("", "-wal"):
+            self.fails(2, "backup", "--force", self.path + suffix)
         self.assertEqual(reopened(saved).index(), golden_tree().index())
         os.unlink(self.path)
         raw(self.path, NODE)
@@ -261,6 +301,23 @@ class WritingTests(CommandTestCase):
         self.assertNotIn("is kept", self.succeeds("restore", saved))
         self.fails(2, "restore", self.path)
 
+    def test_the_directory_is_made(self) -> None:
+        """Not those above it, and not for what is refused."""
+        self.golden()
+        source = os.path.join(self.directory, "source")
+        os.mkdir(source)
+        bad = os.path.join(self.directory, "bad.db")
+        raw(bad, ALL["same name"])
+        for number, command in enumerate((["restore", self.path], ["import", source])):
+            state = os.path.join(self.directory, f"state{number}")
+            self.fails(1, "--state-dir", state, "restore", bad)
+            self.assertFalse(os.path.exists(state))
+            self.fails(2, "--state-dir", os.path.join(state, "below"), *command)
+            self.assertFalse(os.path.exists(state))
+            self.succeeds("--state-dir", state, *command)
+            self.assertEqual(stat.S_IMODE(os.stat(state).st_mode), 0o750)
+            self.succeeds("--state-dir", state, "check")
+
     def test_restore_of_a_damaged_one(self) -> None:
         self.golden()
         before = Path(self.path).read_bytes()
@@ -270,7 +327,7 @@ class WritingTests(CommandTestCase):
         Path(bad).write_bytes(b"text")
         self.fails(2, "restore", bad)
         self.assertEqual(Path(self.path).read_bytes(), before)
-        self.assertEqual(sorted(os.listdir(self.directory)), [".pmxcfs.lockfile", "bad.db", "config.db"])
+        self.assertEqual(sorted(os.listdir(self.directory)), ["bad.db", "config.db"])
 
     def test_backup_of_a_damaged_one(self) -> None:
         raw(self.path, ALL["same name"])
@@ -284,6 +341,61 @@ class WritingTests(CommandTestCase):
         self.succeeds("check")
         self.assertIn("nothing to repair", self.succeeds("repair"))
 
+    def test_a_copy_is_kept_whole_or_not_at_all(self) -> None:
+        raw(self.path, ALL["same name"])
+        good = os.path.join(self.directory, "good.db")
+        shutil.copy(GOLDEN / "config.db", good)
+        self.make_lock()
+        before = snapshot(self.path)
+
+        def full(source: BinaryIO, target: BinaryIO, length: int) -> None:
+            target.write(source.read(100))
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+        for command in (["repair"], ["restore", good]):
+            patch = self.patch(shutil, "copyfileobj", full)
+            output = self.fails(2, *command)
+            patch.restore()
+            self.assertIn(f"{self.path}.before-{command[0]}-", output)
+            self.assertIn("No space left", output)
+            self.assertEqual(snapshot(self.path), before)
+        self.succeeds("repair")
+
+    def test_the_log_is_kept_too(self) -> None:
+        raw(self.path, [FILE, (7, 99, 7, 1, 5, 8, b"orphan", None)])
+        writer = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(writer.close)
+        writer.execute("INSERT INTO tree VALUES (8, 0, 8, 1, 5, 8, 'newest', NULL)")
+        self.succeeds("repair")
+        (kept,) = [name for name in os.listdir(self.directory) if "before-repair" in name and name[-1].isdigit()]
+        self.assertIn("newest", self.succeeds("--db", os.path.join(self.directory, kept), "dump"))
+
+    def test_compact_while_another_program_uses_the_database(self) -> None:
+        def connect(uri: str) -> sqlite3.Connection:
+            return sqlite3.connect(uri, timeout=0.01, isolation_level=None, uri=True)
+
+        self.patch(rows, "connect", connect)
+        self.golden()
+        inode = os.stat(self.path).st_ino
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
+        other.execute("BEGIN EXCLUSIVE")
+        self.assertIn("another program uses it", self.fails(2, "compact"))
+        other.execute("COMMIT")
+        other.close()
+        reader, writer = (sqlite3.connect(self.path, isolation_level=None) for _ in range(2))
+        self.addCleanup(reader.close)
+        self.addCleanup(writer.close)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM tree").fetchall()
+        writer.execute("UPDATE tree SET mtime = 1 WHERE inode = 0")
+        self.assertIn("another program uses it", self.fails(2, "compact"))
+        self.assertEqual(os.stat(self.path).st_ino, inode)
+        reader.execute("COMMIT")
+        self.succeeds("compact")
+        self.assertEqual(reopened(self.path).root.mtime, 1)
+
     def test_compact(self) -> None:
         self.golden()
         self.succeeds("compact", "--page-size", "1024")
@@ -295,6 +407,85 @@ class WritingTests(CommandTestCase):
         before = Path(self.path).read_bytes()
         self.assertRaises(StoreError, OfflineDatabase(self.path).compact, 1000)
         self.assertEqual(Path(self.path).read_bytes(), before)
+
+
+@needs_root()
+class MediumTests(CommandTestCase):
+    """On a file system of its own."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.mount("size=3m")
+        self.addCleanup(subprocess.run, ["umount", "-l", self.directory], check=True)
+
+    def mount(self, options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.directory], check=True)
+
+    def test_one_that_cannot_be_written(self) -> None:
+        self.golden()
+        self.make_lock()
+        for crashed in (False, True):
+            if crashed:  # the newest change is in the log only
+                writer = sqlite3.connect(self.path, isolation_level=None)
+                writer.execute("INSERT INTO tree VALUES (52, 0, 52, 1, 5, 8, 'newest', 'of all')")
+                writer.execute("UPDATE tree SET version = 52 WHERE inode = 0")
+                log = Path(self.path + "-wal").read_bytes()
+                writer.close()
+                self.golden()
+                Path(self.path + "-wal").write_bytes(log)
+            self.mount("remount,ro")
+            before = snapshot(self.path)
+            self.assertIn(f"{17 + crashed} entries", self.succeeds("check"))
+            self.succeeds("cat", "newest" if crashed else "user.cfg")
+            out = os.path.abspath(self.mktemp())
+            os.mkdir(out)
+            self.succeeds("extract", os.path.join(out, "tree"))
+            self.succeeds("backup", os.path.join(out, "saved.db"))
+            self.succeeds("--state-dir", os.path.join(out, "state"), "restore", self.path)
+            self.assertEqual(len(reopened(os.path.join(out, "state", "config.db"))), 17 + crashed)
+            for command in (["repair"], ["compact"], ["rename-node", "n1", "n4"]):
+                self.assertIn("Read-only file system", self.fails(2, *command))
+            self.assertEqual(snapshot(self.path), before)
+            self.mount("remount,rw")
+
+    def test_no_room(self) -> None:
+        """What cannot be done for lack of room leaves everything as it was, and says so."""
+        large: list[tuple[object, ...]] = [(n, 0, n, 1, 5, 8, b"%d" % n, bytes(500_000)) for n in (20, 21)]
+        outside = os.path.abspath(self.mktemp())
+        os.mkdir(outside)
+        good = os.path.join(outside, "good.db")
+        raw(good, large)
+        raw(self.path, [*large, *ALL["same name"]])
+        self.make_lock()
+        free = os.statvfs(self.directory).f_bavail * 4096
+        for ballast in (free - 600_000, free - 1_500_000):  # not even one copy; one, but not two
+            Path(self.directory, "ballast").write_bytes(bytes(ballast))
+            before = snapshot(self.path)
+            for command in (["repair"], ["restore", good]):
+                output = self.fails(2, *command)
+                self.assertIn(f"{self.path}: no room", output)
+                self.assertEqual(snapshot(self.path), before)
+                patch = self.patch(OfflineDatabase, "_check_room", lambda database, count: None)
+                output = self.fails(2, *command)
+                patch.restore()
+                self.assertRegex(output, "is full|No space left")
+                self.assertIn(self.path, output)
+                self.assertEqual(snapshot(self.path), before)
+        os.unlink(os.path.join(self.directory, "ballast"))
+        self.succeeds("restore", good)
+        self.succeeds("check")
+
+    def test_import_without_room(self) -> None:
+        source = os.path.abspath(self.mktemp())
+        os.mkdir(source)
+        for number in range(4):
+            Path(source, f"{number}").write_bytes(bytes(1_000_000))
+        output = self.fails(2, "import", source)
+        self.assertIn(f"{self.path}: database or disk is full", output)
+        self.assertEqual(os.listdir(self.directory), [".pmxcfs.lockfile"])
+        os.unlink(os.path.join(source, "3"))
+        os.unlink(os.path.join(source, "2"))
+        self.succeeds("import", source)  # which takes the room once
 
 
 class LiveTests(CommandTestCase):

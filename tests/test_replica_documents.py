@@ -91,12 +91,19 @@ class VersionTests(SynchronousTestCase):
 
 class EscapedTests(SynchronousTestCase):
     def test_characters(self) -> None:
-        self.assertEqual(escaped(b'a"\\\n\x1f\x7f\xc3\xa9\xff'), b'a\\"\\\\\\u000a\\u001f\\u007f\xc3\xa9\xff')
+        for with_del, shown in ((True, b"\\u007f"), (False, b"\x7f")):
+            found = escaped(b'a"\\\n\x1f\x7f\xc3\xa9\xff', with_del)
+            self.assertEqual(found, b'a\\"\\\\\\u000a\\u001f' + shown + b"\xc3\xa9\xff")
 
-    @given(st.text())
-    def test_json(self, text: str) -> None:
+    @given(st.text(), st.booleans())
+    def test_json(self, text: str, with_del: bool) -> None:
         encoded = text.encode("utf-8", "replace")
-        self.assertEqual(json.loads(b'"%b"' % escaped(encoded)), encoded.decode())
+        self.assertEqual(json.loads(b'"%b"' % escaped(encoded, with_del)), encoded.decode())
+
+    def test_del_in_special_files(self) -> None:
+        status = StatusSnapshot(b"n\x7f", 5, versions=(NodeVersions(b"n\x7f", ((b"k\x7f", 1),)),))
+        self.assertIn(b'"n\x7f": {\n"k\x7f": 1}', version_document(EMPTY, status))
+        self.assertIn(b'"nodename": "n\x7f"', members_document(EMPTY, status))
 
     def test_not_utf8(self) -> None:
         status = StatusSnapshot(b'\xc3"\xff\\', 5, 2)

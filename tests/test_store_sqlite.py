@@ -11,17 +11,20 @@ from errno import EIO, ENOSPC
 from pathlib import Path
 from random import Random
 from threading import Event
+from time import monotonic
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from pvecfs.interfaces import IStore
 from pvecfs.store import rows, sqlite
 from pvecfs.store.errors import StoreError
+from pvecfs.store.offline import OfflineDatabase
 from pvecfs.store.sqlite import SqliteStore
 from pvecfs.tree.changes import Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
@@ -34,6 +37,7 @@ from tests.store_databases import (
     Outcomes,
     deltas,
     random_deltas,
+    raw,
     reopened,
     settle,
     store_at,
@@ -167,8 +171,50 @@ class NewDatabaseTests(StoreTestCase):
         shutil.copy(GOLDEN / "config.db", self.path)
         os.chmod(self.path, 0o644)
         self.opened()
+        self.assertEqual(self.modes(), {0o600})
+
+    def test_mode_of_what_a_crash_left(self) -> None:
+        """It is right before anything is written, which may be private."""
+        store, tree = self.opened()
+        store.commit_now(tree.apply(Mkdir(b"d"), 0, 1).delta)
+        crashed = os.path.join(self.directory, "crashed")
+        os.mkdir(crashed)
         for suffix in ("", "-wal", "-shm"):
-            self.assertEqual(stat.S_IMODE(os.stat(self.path + suffix).st_mode), 0o600)
+            shutil.copy(self.path + suffix, os.path.join(crashed, "config.db" + suffix))
+            os.chmod(os.path.join(crashed, "config.db" + suffix), 0o644)
+        store.close_now()
+        self.path = os.path.join(crashed, "config.db")
+        modes: list[set[int]] = []
+
+        def connect(uri: str) -> sqlite3.Connection:
+            if uri.endswith("mode=rw"):
+                modes.append(self.modes())
+            return Connections()(uri)
+
+        store, tree = self.opened(connect=connect)
+        self.assertEqual((len(tree), modes), (2, [{0o600}]))
+
+    def modes(self) -> set[int]:
+        return {stat.S_IMODE(os.stat(self.path + suffix).st_mode) for suffix in ("", "-wal", "-shm")}
+
+    def test_a_version_behind_its_entries(self) -> None:
+        """Loaded as it is, and said in the words of check."""
+        raw(self.path, [(2, 0, 2, 1, 5, 8, b"f", None), (101, 0, 101, 1, 5, 8, b"added by hand", None)])
+        (defect,) = OfflineDatabase(self.path).survey().defects()
+        behind = "the tree's version 100 is behind its entries' 101"
+        self.assertTrue(defect.startswith(behind), defect)
+        with capturedLogs() as events:
+            store, tree = self.opened()
+        (event,) = events
+        self.assertEqual(event["log_level"], LogLevel.warn)
+        self.assertIn(f"{self.path}: {behind}", formatEvent(event))
+        self.assertEqual((tree.version, len(tree)), (100, 3))
+        delta = tree.apply(SetMtime(b"f", 7), 0, 0).delta
+        store.commit_now(delta)
+        store.close_now()
+        with capturedLogs() as events:
+            self.assertEqual(reopened(self.path).version, 101)
+        self.assertEqual(events, [])
 
 
 class RowTests(StoreTestCase):
@@ -559,6 +605,53 @@ class LogTests(StoreTestCase):
         size = self.frames(store)
         tree = self.write(store, tree, 10)
         self.assertEqual(self.frames(store), size)
+
+    def test_closing_while_others_use_the_database(self) -> None:
+        """The log is left, on the disk, and nothing is lost."""
+        self.patch(sqlite, "CLOSING", 0.01)
+        for first in (True, False):  # a reader of an old state; a writer
+            with self.subTest(first):
+                store, tree = self.opened()
+                other = sqlite3.connect(self.path, isolation_level=None)
+                self.addCleanup(other.close)
+                if first:
+                    other.execute("BEGIN")
+                    other.execute("SELECT * FROM tree").fetchall()
+                store.commit_now(delta := tree.apply(Mkdir(b"%d" % first), 0, 1).delta)
+                if not first:
+                    other.execute("BEGIN IMMEDIATE")
+                synced: list[int] = []
+                self.patch(os, "fdatasync", synced.append)
+                log_fd = store._log_fd
+                began = monotonic()
+                store.close_now()
+                self.assertLess(monotonic() - began, 5)
+                self.assertEqual(synced, [log_fd])
+                self.assertGreater(os.stat(self.path + "-wal").st_size, 0)
+                self.assertEqual(reopened(self.path).index(), delta.tree.index())
+                other.execute("ROLLBACK")
+                other.close()
+                self.assertEqual(reopened(self.path).index(), delta.tree.index())
+
+    def test_closing_while_the_log_is_copied(self) -> None:
+        self.patch(sqlite, "BUSY_LOG", 1_000_000)
+        self.patch(sqlite, "CLOSING_COPY", 0.01)
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Create(b"f"), 0, 0).delta)
+        released = Event()
+        self.addCleanup(released.set)
+        copy_log = store._copy_log
+        self.patch(store, "_copy_log", lambda: released.wait(30) and copy_log())
+        tree = self.write(store, delta.tree, 5)
+        copier = store._copier
+        assert copier is not None
+        store.close_now()
+        self.assertFalse(released.is_set())
+        self.assertTrue(copier.is_alive())
+        self.assertEqual(reopened(self.path).index(), tree.index())
+        released.set()
+        copier.join(30)
+        self.assertEqual(reopened(self.path).index(), tree.index())
 
     def test_durability(self) -> None:
         for durability, level in (("process", 1), ("power", 2)):

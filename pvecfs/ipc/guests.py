@@ -74,10 +74,10 @@ class GuestConfigs:
 
 def properties_document(guests: Iterable[Guest], names: Sequence[bytes]) -> bytes:
     """The JSON of the reply: properties in the order of C{names}, each once; guests with none of them left out."""
-    asked = [(name, b'"%s": "' % escaped(name)) for name in dict.fromkeys(names)]
+    asked = [(name, b'"%s": "' % escaped(name, with_del=True)) for name in dict.fromkeys(names)]
     lines = []
     for vmid, properties in guests:
-        pairs = [key + escaped(properties[name]) + b'"' for name, key in asked if name in properties]
+        pairs = [key + escaped(properties[name], with_del=True) + b'"' for name, key in asked if name in properties]
         if pairs:
             lines.append(b'"%d":{%s}' % (vmid, b",".join(pairs)))
     return b"{\n" + b",\n".join(lines) + b"\n}\n"

@@ -13,7 +13,7 @@ from pvecfs.tree.tree import Tree
 
 def _quoted(text: bytes) -> str:
     """C{text} as a JSON string; what is not UTF-8 becomes U+FFFD."""
-    return f'"{escaped(text).decode("utf-8", "replace")}"'
+    return f'"{escaped(text, with_del=False).decode("utf-8", "replace")}"'
 
 
 def version_document(tree: Tree, status: StatusSnapshot) -> bytes:

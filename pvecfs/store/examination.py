@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -19,6 +17,9 @@ from pvecfs.tree.paths import KINDS, NODES
 from pvecfs.tree.tree import Tree
 
 MAX_INTEGRITY_LINES = 100
+
+_PIECE = 1024 * 1024
+"""Bytes of a file that are searched for rows at once: a multiple of all sizes of pages."""
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_ERROR)
 """What SQLite says of a damaged file. Other errors are no fault of the file's: no permission, locked."""
@@ -88,15 +89,10 @@ def root_lines(root: Entry | None, entries: dict[int, Entry]) -> list[str]:
         lines.append(described(what, root))
     if root.data:
         lines.append(described("row 0 has data", root))
-    newest = newest_number(entries)
-    if root.version < newest:
-        lines.append(described(f"the tree's version {root.version} is behind its entries' {newest}", root))
+    behind = rows.behind(root, entries.values())
+    if behind is not None:
+        lines.append(described(behind, root))
     return lines
-
-
-def newest_number(entries: dict[int, Entry]) -> int:
-    """The highest version or inode: the tree's version is not below it, or new entries take inodes in use."""
-    return max((max(entry.version, entry.inode) for entry in entries.values()), default=0)
 
 
 def shape(entries: dict[int, Entry]) -> Tree:
@@ -104,7 +100,7 @@ def shape(entries: dict[int, Entry]) -> Tree:
 
     @raise TreeDefect: they have others.
     """
-    root = Entry(ROOT_INODE, 0, newest_number(entries) or 1, 0, 0, DT_DIR, b"")
+    root = Entry(ROOT_INODE, 0, rows.newest_number(entries.values()) or 1, 0, 0, DT_DIR, b"")
     return Tree.new(0).replaced((), entries.values(), root)
 
 
@@ -160,8 +156,9 @@ def survey(path: str, alone: bool) -> Survey:
 def _holds_rows(path: str) -> bool:
     """Whether there are pages of a database in what is none to SQLite."""
     try:
-        with open(path, "rb") as file:
-            return any(row.whole for row in salvage(file.read()))
+        rows.check_kind(path)
+        with open(path, "rb") as file:  # which may be of any size
+            return any(salvage(piece) for piece in iter(lambda: file.read(_PIECE), b""))
     except OSError:
         return False
 
@@ -227,11 +224,8 @@ def _salvage(path: str, found: Survey) -> None:
 
 def _image(path: str, found: Survey) -> bytes:
     """The file's content with its log played into it."""
-    with tempfile.TemporaryDirectory(prefix="pvecfs-db.") as directory:
-        copy = os.path.join(directory, "copy.db")
-        shutil.copyfile(path, copy)
-        if rows.size(path + "-wal"):
-            shutil.copyfile(path + "-wal", copy + "-wal")
+    with rows.copied(path) as copy:
+        if rows.size(copy + "-wal") or os.path.exists(copy + "-journal"):
             try:
                 with closing(rows.connect(rows.uri(copy, "rw"))) as connection:
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EIO
+from errno import EIO, EROFS
 from pathlib import Path
 
 from pvecfs.store.errors import StoreError
@@ -42,20 +42,29 @@ class LockFile:
         """Whether this object holds the lock."""
         return self._fd >= 0
 
-    def try_acquire(self) -> bool:
+    def try_acquire(self, to_write: bool = True) -> bool:
         """Take the lock, without waiting; False when somebody else has it.
 
+        @param to_write: whether the database is to be written; else the file must be there, and may be on a medium that
+            cannot be written.
         @raise StoreError: there can be no such file.
         """
         if self._fd >= 0:
             return True
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fd = os.open(self.path, flags | os.O_RDWR | (os.O_CREAT if to_write else 0), 0o600)
+            except OSError as error:
+                if to_write or error.errno != EROFS:
+                    raise
+                fd = os.open(self.path, flags | os.O_RDONLY)
         except OSError as error:
             raise StoreError(error.errno or EIO, f"{self.path}: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.fchmod(fd, 0o600)
+            if to_write:
+                os.fchmod(fd, 0o600)
         except BlockingIOError:
             os.close(fd)
             return False

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from errno import EBUSY, EEXIST, EINVAL, EIO, EMLINK, ENOENT, ENOTDIR
+from errno import EBUSY, EEXIST, EINVAL, EIO, EMLINK, ENOENT, ENOSPC, ENOTDIR
 
 from pvecfs.store import rows
 from pvecfs.store.errors import StoreError
@@ -43,13 +42,15 @@ class OfflineDatabase:
         """Hold the locks. No daemon uses a database of another name, so that it has none.
 
         @raise StoreError: EBUSY when a daemon has one; EMLINK when the file has other names, hard links: nothing tells
-            where they are, so which lock a daemon would have that uses one of them.
+            where they are, so which lock a daemon would have that uses one of them; or it is no regular file.
         """
         with self._holding():
-            if os.path.isfile(self.path) and os.stat(self.path).st_nlink > 1:
-                raise StoreError(
-                    EMLINK, f"{self.path}: has several names (hard links); a daemon may use another: work on a copy"
-                )
+            if os.path.exists(self.path):
+                rows.check_kind(self.path)
+                if os.stat(self.path).st_nlink > 1:
+                    raise StoreError(
+                        EMLINK, f"{self.path}: has several names (hard links); a daemon may use another: work on a copy"
+                    )
             yield
 
     @contextmanager
@@ -71,7 +72,7 @@ class OfflineDatabase:
             for lock in self._locks:
                 if os.path.exists(lock.path):
                     try:
-                        alone = lock.try_acquire() and alone
+                        alone = lock.try_acquire(to_write=False) and alone
                     except StoreError:  # not allowed to lock it, so not to know either
                         alone = False
                     held.callback(lock.release)
@@ -102,11 +103,13 @@ class OfflineDatabase:
         @raise StoreError: it cannot be read, or C{target} cannot be written, or is there and C{replace} is not set, or
             a daemon uses it.
         """
-        if os.path.realpath(target) == self.path:
-            raise StoreError(EINVAL, f"{target}: is the database itself")
+        if os.path.realpath(target) in {self.path + suffix for suffix in ("", *rows.BESIDE)}:
+            raise StoreError(EINVAL, f"{target}: is the database itself, or belongs to it")
         there = os.path.lexists(target)
         if there and not replace:
             raise StoreError(EEXIST, f"{target}: exists already")
+        if os.path.exists(target):
+            rows.check_kind(target)
         # What is replaced may be a daemon's database.
         held = OfflineDatabase(target)._holding() if there else nullcontext()
         with held, self.read() as alone, rows.reading(self.path, alone) as source:
@@ -116,27 +119,30 @@ class OfflineDatabase:
     def restore(self, source: str) -> str | None:
         """Put a copy of the database C{source} in the place of this one.
 
+        The directory is made if it is missing, and C{source} has no defects.
+
         @return: where the database that was there is kept.
-        @raise StoreError: C{source} is no database, or this one is in use.
+        @raise StoreError: C{source} is no database, or this one is in use, or there is no room.
         @raise TreeDefect: C{source} has defects; nothing was changed.
         """
-        with self.locked():
-            origin = OfflineDatabase(source, self._now)
-            if origin.path == self.path:
-                raise StoreError(EINVAL, f"{source}: is the database itself")
-            defects = origin.survey().defects()
-            if defects:
-                raise TreeDefect(f"{source}: {defects[0]} ({len(defects)} defects in all); 'repair' it first")
-            kept = self.keep_copy("restore")
-            with origin.read() as alone, rows.reading(origin.path, alone) as connection:
-                place(self.path, lambda temporary: _copy(connection, temporary), True)
+        origin = OfflineDatabase(source, self._now)
+        if origin.path == self.path:
+            raise StoreError(EINVAL, f"{source}: is the database itself")
+        defects = origin.survey().defects()
+        if defects:
+            raise TreeDefect(f"{source}: {defects[0]} ({len(defects)} defects in all); 'repair' it first")
+        self._make_directory()
+        with self.locked(), origin.read() as alone, rows.reading(origin.path, alone) as connection:
+            kept = self._kept("restore")
+            self._check_room(_bytes(origin.path))
+            place(self.path, lambda temporary: _copy(connection, temporary), True, kept)
             return kept
 
     def repair(self) -> tuple[list[str], str | None]:
         """Mend what is wrong.
 
         @return: what was done, a line each, none when nothing was wrong; and where the damaged database is kept.
-        @raise StoreError: it is no database, holds something else, or is in use.
+        @raise StoreError: it is no database, holds something else, or is in use, or there is no room.
         @raise TreeDefect: no row can be read, or it is beyond mending; nothing was changed.
         """
         with self.locked():
@@ -150,14 +156,16 @@ class OfflineDatabase:
             actions = [f"{problem}: written anew" for problem in found.problems] + repair.actions
             if not actions:
                 return [], None
-            kept = self.keep_copy("repair")
-            create(self.path, tree, self._page_size(), replace=True)
+            kept = self._kept("repair")
+            self._check_room(_bytes(self.path))
+            create(self.path, tree, self._page_size(), replace=True, kept=kept)
             return actions, kept
 
     def compact(self, page_size: int | None) -> None:
         """Write the database anew, without free pages.
 
         @param page_size: bytes of a page of the new file; None to keep it.
+        @raise StoreError: it is no database, or is in use by a daemon or another program.
         """
         with self.locked():
             with rows.reading(self.path, True) as connection:
@@ -165,15 +173,18 @@ class OfflineDatabase:
             if tree is None:
                 return
             # The log goes before the file does, so between the two the file must hold everything.
-            with closing(rows.connect(rows.uri(self.path, "rw"))) as connection:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            with rows.writing(self.path) as connection:
+                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if busy:
+                    raise StoreError(EBUSY, f"{self.path}: another program uses it; end that first")
             create(self.path, tree, page_size or self._page_size(), replace=True)
 
     def create(self, tree: Tree) -> None:
-        """Make a new database of C{tree}.
+        """Make a new database of C{tree}, and its directory if it is missing.
 
         @raise StoreError: there is one already, or it cannot be written.
         """
+        self._make_directory()
         with self.locked():
             create(self.path, tree)
 
@@ -190,17 +201,35 @@ class OfflineDatabase:
                 raise OperationError(ENOENT, f"{self.path}: is empty")
             move = _NodeMove(tree, old, new, int(self._now()))
             move.run()
-            with closing(rows.connect(rows.uri(self.path, "rw"))) as connection:
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                    rows.store(connection, move.stored, move.deleted, rows.root_row(move.root))
-                    connection.execute("COMMIT")
-                except sqlite3.Error as error:
-                    raise rows.error_of(error, self.path) from error
+            with rows.writing(self.path) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                rows.store(connection, move.stored, move.deleted, rows.root_row(move.root))
+                connection.execute("COMMIT")
             return move.actions
 
-    def keep_copy(self, before: str) -> str | None:
-        """Copy the file as it is, with its log, before something is done to it; return where."""
+    def _make_directory(self) -> None:
+        """Make the database's directory if it is missing, as a daemon's; not those above it."""
+        directory = os.path.dirname(self.path)
+        try:
+            os.mkdir(directory, 0o750)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise StoreError(error.errno or EIO, f"{directory}: {error.strerror}") from error
+
+    def _check_room(self, count: int) -> None:
+        """Whether there seems to be room for C{count} bytes and for a copy of what is there.
+
+        @raise StoreError: ENOSPC.
+        """
+        needed = count + _bytes(self.path)
+        status = os.statvfs(os.path.dirname(self.path))
+        free = status.f_bfree * status.f_frsize  # what root can have, and others are refused in time too
+        if status.f_blocks and free < needed:  # 0 blocks: it does not say
+            raise StoreError(ENOSPC, f"{self.path}: no room beside it: {needed} bytes are needed, {free} are free")
+
+    def _kept(self, before: str) -> str | None:
+        """Where a copy of the file goes before something is done to it; None when there is no file."""
         if not os.path.lexists(self.path):
             return None
         base = f"{self.path}.before-{before}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(self._now()))}"
@@ -208,15 +237,6 @@ class OfflineDatabase:
         while os.path.lexists(kept):
             number += 1
             kept = f"{base}.{number}"
-        try:
-            for suffix in ("", "-wal", "-journal"):
-                if os.path.exists(self.path + suffix):
-                    shutil.copyfile(self.path + suffix, kept + suffix)
-                    os.chmod(kept + suffix, 0o600)
-                    with open(kept + suffix, "rb") as file:
-                        os.fsync(file.fileno())
-        except OSError as error:
-            raise StoreError(error.errno or EIO, f"{kept}: {error.strerror}") from error
         return kept
 
     def _page_size(self) -> int:
@@ -225,6 +245,11 @@ class OfflineDatabase:
                 return int(connection.execute("PRAGMA page_size").fetchone()[0])
         except StoreError:
             return DEFAULT_PAGE_SIZE
+
+
+def _bytes(path: str) -> int:
+    """Bytes of the database at C{path} with its log."""
+    return sum(rows.size(path + suffix) for suffix in ("", "-wal", "-journal"))
 
 
 def _copy(source: sqlite3.Connection, target: str) -> None:

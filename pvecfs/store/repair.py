@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pvecfs.store import rows
-from pvecfs.store.examination import Survey, described, misplaced_files, newest_number, rings, shape
+from pvecfs.store.examination import Survey, described, misplaced_files, rings, shape
 from pvecfs.tree.admission import MAX_NAME_BYTES
 from pvecfs.tree.defects import connect
 from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry
@@ -36,7 +36,7 @@ class Repair:
         @raise TreeDefect: it is beyond mending (numbers at the end of their range).
         """
         root = self._survey.root
-        self._version = max(newest_number(self._entries), 1 if root is None else root.version)
+        self._version = max(rows.newest_number(self._entries.values()), 1 if root is None else root.version)
         self._mend_root(root)
         self._mend_rows()
         self._mend_places()

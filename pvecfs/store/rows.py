@@ -8,11 +8,13 @@ the file, and read back as what they were.
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from errno import EACCES, EINVAL, EIO, EISDIR, ENOSPC
 from stat import S_ISDIR, S_ISREG
+from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 from pvecfs.store.errors import StoreError
@@ -59,6 +61,9 @@ DELETE = "DELETE FROM tree WHERE inode = ?"
 SELECT = (
     "SELECT inode, parent, version, writer, mtime, type, CAST(name AS BLOB), CAST(data AS BLOB) FROM tree"  # any order
 )
+
+BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite adds to a database's name for the files that it keeps beside it."""
 
 DEFAULT_PAGE_SIZE = 1024
 """Bytes of a page of a new database; others keep theirs.
@@ -162,6 +167,22 @@ def root_defect(root: Entry) -> str | None:
     return None
 
 
+def newest_number(entries: Iterable[Entry]) -> int:
+    """The highest version or inode: the tree's version is not below it, or new entries take inodes in use."""
+    return max((max(entry.version, entry.inode) for entry in entries), default=0)
+
+
+def behind(root: Entry, entries: Iterable[Entry]) -> str | None:
+    """What is wrong with the tree's version, if anything.
+
+    @param entries: all but the root.
+    """
+    newest = newest_number(entries)
+    if root.version >= newest:
+        return None
+    return f"the tree's version {root.version} is behind its entries' {newest}"
+
+
 def uri(path: str, mode: str) -> str:
     """The name by which SQLite opens the file at C{path}; mode C{ro}, C{rw} or C{rwc}."""
     return f"file:{quote(os.path.abspath(os.fsencode(path)))}?mode={mode}"
@@ -181,24 +202,33 @@ def check_file(path: str) -> None:
 
     @raise StoreError: naming C{path}; ENOENT when there is nothing.
     """
+    if check_kind(path) == 0:
+        raise StoreError(
+            EINVAL, f"{path}: is empty, not a database; restore a backup, or remove it to begin with a new one"
+        )
     try:
-        status = os.stat(path)
-        if S_ISDIR(status.st_mode):
-            raise StoreError(EISDIR, f"{path}: is a directory, not a database")
-        if not S_ISREG(status.st_mode):
-            raise StoreError(EINVAL, f"{path}: is not a regular file")
-        if status.st_size == 0:
-            raise StoreError(
-                EINVAL, f"{path}: is empty, not a database; restore a backup, or remove it to begin with a new one"
-            )
         with open(path, "rb") as file:
             magic = file.read(16)
-    except StoreError:
-        raise
     except OSError as error:
         raise StoreError(error.errno or EIO, f"{path}: {error.strerror}") from error
     if magic != b"SQLite format 3\0":
         raise StoreError(EINVAL, f"{path}: is not an SQLite database")
+
+
+def check_kind(path: str) -> int:
+    """The size in bytes of the regular file at C{path}.
+
+    @raise StoreError: it is none; opening it could wait for ever.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise StoreError(error.errno or EIO, f"{path}: {error.strerror}") from error
+    if S_ISDIR(status.st_mode):
+        raise StoreError(EISDIR, f"{path}: is a directory, not a database")
+    if not S_ISREG(status.st_mode):
+        raise StoreError(EINVAL, f"{path}: is not a regular file")
+    return status.st_size
 
 
 def check_schema(connection: sqlite3.Connection, path: str) -> bool:
@@ -231,6 +261,8 @@ def error_of(error: sqlite3.Error, path: str) -> StoreError:
     hint = ""
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         hint = "; see 'pvecfs-db check' and 'pvecfs-db repair'"
+    elif primary == sqlite3.SQLITE_BUSY:
+        hint = "; another program uses it"
     return StoreError(number, f"{path}: {error}{f' ({name})' if name else ''}{hint}")
 
 
@@ -250,17 +282,63 @@ def reading(path: str, alone: bool, connect: Connect = connect) -> Iterator[sqli
     @raise StoreError: it is none, or cannot be read.
     """
     check_file(path)
-    if os.path.exists(path + "-journal"):
-        mode = "rw"  # a transaction that a crash left half done must be undone before one can read
-    elif alone and size(path + "-wal") == 0:
-        mode = "ro&immutable=1"  # without it SQLite makes -wal and -shm even to read
-    else:
-        mode = "ro"
+    name = path
+    with ExitStack() as held:
+        half_done = os.path.exists(path + "-journal")
+        if not half_done and alone and size(path + "-wal") == 0:
+            mode = "ro&immutable=1"  # without it SQLite makes -wal and -shm even to read
+        else:
+            mode = "rw" if half_done else "ro"  # a transaction that a crash left half done must be undone first
+            if alone and not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
+                name = held.enter_context(copied(path))  # a medium that nobody writes to, SQLite neither
+                mode = "rw"
+        try:
+            with closing(connect(uri(name, mode))) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise error_of(error, path) from error
+
+
+@contextmanager
+def writing(path: str) -> Iterator[sqlite3.Connection]:
+    """A connection that changes the database at C{path}.
+
+    @raise StoreError: what SQLite raised meanwhile.
+    """
     try:
-        with closing(connect(uri(path, mode))) as connection:
+        with closing(connect(uri(path, "rw"))) as connection:
             yield connection
     except sqlite3.Error as error:
         raise error_of(error, path) from error
+
+
+@contextmanager
+def copied(path: str) -> Iterator[str]:
+    """The path of a copy of the database at C{path}, with its log, in a directory that is removed afterwards.
+
+    @raise StoreError: it cannot be copied.
+    """
+    with TemporaryDirectory(prefix="pvecfs-db.") as directory:
+        name = os.path.join(directory, "copy.db")
+        try:
+            copy(path, name)
+        except OSError as error:
+            why = f"{path}: cannot be copied to {directory}: {error.strerror}"
+            raise StoreError(error.errno or EIO, why) from error
+        yield name
+
+
+def copy(path: str, target: str) -> None:
+    """Copy a database and its log, each to a new file of mode 0600.
+
+    @raise OSError: it failed, and a part may be there.
+    """
+    for suffix in ("", "-wal", "-journal"):
+        if suffix and not os.path.exists(path + suffix):
+            continue
+        fd = os.open(target + suffix, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as written, open(path + suffix, "rb") as read:
+            shutil.copyfileobj(read, written, 1024 * 1024)
 
 
 def size(path: str) -> int:

@@ -16,7 +16,7 @@ from pvecfs.tree.entry import Entry
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 MAGIC = b"SQLite format 3\0"
 
-_LEAF_OF_TABLE = 0x0D
+_LEAF_OF_TABLE = b"\x0d"
 _INTEGER_BYTES = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 _MAX_PAYLOAD = 64 * 1024 * 1024
 _MAX_CELLS = 65536 // 4
@@ -65,7 +65,8 @@ class _Pages:
     def rows(self) -> Iterator[SalvagedRow]:
         free = self._free()
         for number in range(1, self._count + 1):
-            if number not in free:
+            start = (number - 1) * self._size + (100 if number == 1 else 0)
+            if self._image[start : start + 1] == _LEAF_OF_TABLE and number not in free:
                 yield from self._rows_of(number)
 
     def _page(self, number: int) -> bytes:
@@ -92,7 +93,7 @@ class _Pages:
     def _rows_of(self, number: int) -> Iterator[SalvagedRow]:
         page = self._page(number)
         start = 100 if number == 1 else 0
-        if len(page) < start + 8 or page[start] != _LEAF_OF_TABLE:
+        if len(page) < start + 8:
             return
         cells = int.from_bytes(page[start + 3 : start + 5], "big")
         for cell in range(min(cells, _MAX_CELLS)):

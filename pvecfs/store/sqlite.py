@@ -62,6 +62,12 @@ FULL_LOG = 64 * 1024 * 1024
 KEPT_LOG = 8 * 1024 * 1024
 """Bytes that the log's file keeps when it begins anew. Space that is there already is faster to write to."""
 
+CLOSING = 0.5
+"""Seconds that L{SqliteStore.close} waits for other programs that use the database, before it leaves the log."""
+
+CLOSING_COPY = 1.5
+"""Seconds that it waits for the copier. A service that stops has five for everything."""
+
 LEAST_LOG = 256 * 1024
 """Bytes of log that are allowed however little room there is, so that not every commit is checkpointed."""
 
@@ -426,9 +432,10 @@ class SqliteStore:
             self._await_copier()
             self._checkpoint(restart=True)
 
-    def _await_copier(self) -> None:
+    def _await_copier(self, patience: float | None = None) -> None:
+        """Wait until the copier is done, or for C{patience} seconds; then it is left to itself."""
         if self._copier is not None:
-            self._copier.join()
+            self._copier.join(patience)
             self._copier = None
 
     def _checkpoint(self, restart: bool = False) -> None:
@@ -490,14 +497,20 @@ class SqliteStore:
         self._log_in_doubt = False
 
     def _close(self) -> None:
-        self._await_copier()
+        """Copy the log and close. If others use the database for long, the log is left, on the disk: whoever opens the
+        database next, a program of the reference too, reads both."""
+        self._await_copier(CLOSING_COPY)
         connection, self._connection = self._connection, None
         if connection is not None:
             # Closing it would copy the log too. What fails once may succeed when the log was written anew.
             for _ in range(2):
                 try:
                     self._renew_log()
-                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    connection.execute(f"PRAGMA busy_timeout={round(CLOSING * 1000)}").fetchall()
+                    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    if busy:
+                        os.fdatasync(self._log_fd)
+                        _log.info("{path}-wal: is left, the database is in use", path=self.path)
                     break
                 except (sqlite3.Error, OSError) as error:
                     self._log_in_doubt = True
@@ -525,7 +538,9 @@ class SqliteStore:
         with rows.reading(self.path, True, self._connect) as connection:
             tree = read_tree(connection, self.path)
         try:
-            os.chmod(self.path, 0o600)
+            for suffix in ("", *rows.BESIDE):  # those that a crash left may be of another mode than the database
+                with suppress(FileNotFoundError):
+                    os.chmod(self.path + suffix, 0o600)
             connection = self._open()
             if tree is None:
                 tree = Tree.new(int(self._now()))
@@ -536,6 +551,14 @@ class SqliteStore:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(error.errno or EIO, f"{self.path}: {error.strerror}") from error
+        behind = rows.behind(tree.root, (entry for entry in tree.entries() if entry.inode != ROOT_INODE))
+        if behind is not None:
+            # Not mended: in a cluster the nodes must hold the same tree.
+            _log.warn(
+                "{path}: {behind}: no entry can be made until it has caught up; see 'pvecfs-db check'",
+                path=self.path,
+                behind=behind,
+            )
         self._root = tree.root
         self.created = tree.version == 1 and len(tree) == 1
         return tree
@@ -647,10 +670,11 @@ def create(
     page_size: int = DEFAULT_PAGE_SIZE,
     connect: Connect = rows.connect,
     replace: bool = False,
+    kept: str | None = None,
 ) -> None:
     """Make a database that holds C{tree}, of mode 0600 and in WAL mode: whole and on the disk, or not at all.
 
-    @param replace: see L{place}.
+    @param replace: see L{place}, and for C{kept}.
     @raise StoreError: something is at C{path} already, or it cannot be written.
     """
     if page_size not in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
@@ -660,18 +684,22 @@ def create(
         connection = connect(rows.uri(temporary, "rw"))
         try:
             connection.execute(f"PRAGMA page_size={page_size}")
-            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            # Straight into the file: a log would take the room a second time, and be copied by the closing, which does
+            # not say if it fails.
+            connection.execute("PRAGMA journal_mode=MEMORY").fetchall()
             write_new(connection, tree)
+            connection.execute("PRAGMA journal_mode=WAL").fetchall()
         finally:
             connection.close()
 
-    place(path, fill, replace)
+    place(path, fill, replace, kept)
 
 
-def place(path: str, fill: Callable[[str], None], replace: bool) -> None:
+def place(path: str, fill: Callable[[str], None], replace: bool, kept: str | None = None) -> None:
     """Have C{fill} make a database in a new, empty file beside C{path}, then move it there, on stable storage.
 
-    @param replace: there may be a database at C{path}; it is gone afterwards, with its log. The caller has kept a copy.
+    @param replace: there may be a database at C{path}; it is gone afterwards, with its log.
+    @param kept: where a copy of that database is put before it goes, see L{keep}; without, the caller needs none.
     @raise StoreError: it failed, and all is as before; or something is at C{path} and C{replace} is not set.
     """
     temporary = f"{path}.new"
@@ -687,6 +715,8 @@ def place(path: str, fill: Callable[[str], None], replace: bool) -> None:
                     raise StoreError(EIO, f"{temporary}{suffix}: was left, so the database is not whole")
             os.chmod(temporary, 0o600)
             _sync(temporary)
+            if kept is not None:
+                keep(path, kept)
             _retire_logs(path, not replace)
             os.rename(temporary, path)
         except BaseException:
@@ -702,9 +732,34 @@ def place(path: str, fill: Callable[[str], None], replace: bool) -> None:
         raise StoreError(error.errno or EIO, f"{path}: {error.strerror}") from error
 
 
+def keep(path: str, kept: str) -> None:
+    """Copy the database at C{path}, as it is, with its log, to C{kept}, on stable storage: whole, or not at all.
+
+    @raise StoreError: it failed, and nothing is left of it.
+    """
+    temporary = f"{kept}.new"
+    try:
+        _remove(temporary)
+        rows.copy(path, temporary)
+        # The database last: without it the others are no database to anybody.
+        for suffix in ("-wal", "-journal", ""):
+            if os.path.exists(temporary + suffix):
+                _sync(temporary + suffix)
+                os.rename(temporary + suffix, kept + suffix)
+        sync_directory(kept)
+    except BaseException as error:
+        with suppress(OSError):
+            _remove(temporary)
+        with suppress(OSError):
+            _remove(kept)
+        if isinstance(error, OSError) and not isinstance(error, StoreError):
+            raise StoreError(error.errno or EIO, f"{kept}: {error.strerror}") from error
+        raise
+
+
 def _remove(path: str) -> None:
     """Remove a database and what SQLite keeps beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
+    for suffix in ("", *rows.BESIDE):
         with suppress(FileNotFoundError):
             os.unlink(path + suffix)
 
@@ -718,7 +773,7 @@ def _retire_logs(path: str, keep: bool) -> None:
         if keep and rows.size(path + suffix):
             _log.warn("{path}: put aside as {path}.old, it belongs to another database", path=path + suffix)
             os.rename(path + suffix, f"{path}{suffix}.old")
-    for suffix in ("-wal", "-shm", "-journal"):
+    for suffix in rows.BESIDE:
         with suppress(FileNotFoundError):
             os.unlink(path + suffix)
 

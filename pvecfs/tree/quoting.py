@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 
-_ESCAPED = re.compile(rb'[\x00-\x1f\x7f"\\]')
+_ESCAPED = re.compile(rb'[\x00-\x1f"\\]')
+_ESCAPED_WITH_DEL = re.compile(rb'[\x00-\x1f\x7f"\\]')
 
 
-def escaped(text: bytes) -> bytes:
-    """C{text} for between the quotes of a JSON string; it is JSON if C{text} is UTF-8."""
-    return _ESCAPED.sub(_escape, text)
+def escaped(text: bytes, with_del: bool) -> bytes:
+    """C{text} for between the quotes of a JSON string; it is JSON if C{text} is UTF-8.
+
+    @param with_del: escape DEL (0x7f) too, which JSON does not ask for: answers over IPC do, the special files do not.
+    """
+    return (_ESCAPED_WITH_DEL if with_del else _ESCAPED).sub(_escape, text)
 
 
 def _escape(match: re.Match[bytes]) -> bytes:
