@@ -167,14 +167,14 @@ class FailureTests(PromptCase):
         members = [peer.member for peer in peers]
         self.node(3).cut()
         peers[2].wait("quorum", lambda event: not event["quorate"] and event["nodes"] == [3])
-        peers[2].wait("membership", lambda event: event["members"] == [members[2]])
+        peers[2].wait_for_members([members[2]])  # corosync tells of it a little after quorum, or before
         peers[1].wait("membership", lambda event: event["left"] == [members[2]])
         peers[0].command("send", "majority")
         peers[1].wait("message", lambda event: event["text"] == "majority")
         self.node(3).heal()
         peers[2].wait("quorum", lambda event: event["quorate"] and event["nodes"] == [1, 2, 3])
         for peer in peers:
-            peer.wait("membership", lambda event: event["members"] == members)
+            peer.wait_for_members(members)
         self.assertEqual(texts(peers[2]), [])
         self.assertEqual(peers[2].of_kind("lost"), [])
 
