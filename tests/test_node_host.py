@@ -38,18 +38,28 @@ class DirectoryTests(SynchronousTestCase):
     @needs_root()
     def test_ours(self) -> None:
         """By name and owner: as the specification has it, whatever it was."""
-        for number, mode in enumerate((0o755, 0o700, 0o775)):
+        for number, mode in enumerate((0o755, 0o700, 0o775, 0o777)):
             self.assertEqual(self.made(self.base / str(number) / "pve-cluster", mode), (0o750, 0, GROUP))
 
     @needs_root()
+    def test_empty(self) -> None:
+        """Nobody uses it yet."""
+        for number, mode in enumerate((0o755, 0o700, 0o777)):
+            self.assertEqual(self.made(self.base / str(number), mode), (0o750, 0, GROUP))
+
+    @needs_root()
     def test_somebody_elses(self) -> None:
-        self.assertEqual(self.made(self.base / "srv", 0o755), (0o755, 0, 0))
+        (self.base / "srv").mkdir()
+        (self.base / "srv/x").touch()
+        (self.base / "srv").chmod(0o755)
+        self.assertEqual(self.after(self.base / "srv"), (0o755, 0, 0))
         self.assertEqual(self.made(self.base / "pve-cluster", 0o755, owner=1), (0o755, 1, 0))
 
     def test_for_everybody(self) -> None:
         for number, mode in enumerate((0o1777, 0o777, 0o1755, 0o702)):
-            path = self.base / str(number) / "pve-cluster"
+            path = self.base / str(number)
             path.mkdir(parents=True)
+            (path / "x").touch()
             path.chmod(mode)
             with self.assertRaisesRegex(host.StartFailed, f"{path} is a directory that others may write to"):
                 host.make_directory(path, host.RUN_MODE, None)

@@ -72,8 +72,8 @@ def group_id(name: str) -> int:
 
 
 def make_directory(path: Path, mode: int, group: int | None) -> None:
-    """Have a directory C{path}, missing parents included. Where we are root, one that we make, or made before (by name
-    and owner), is given to root and C{group}, with C{mode}. Any other stays as it is: it has other users.
+    """Have a directory C{path}, missing parents included. Where we are root, it is given to root and C{group}, with
+    C{mode}, if we make it, or it is root's and ours by its name, or empty. Any other stays as it is: it has other users.
 
     @raise StartFailed: that is not possible, or everybody may write to it.
     """
@@ -85,14 +85,15 @@ def make_directory(path: Path, mode: int, group: int | None) -> None:
             status = path.stat()
             ours = True
         else:
-            ours = path.name == OWN_NAME and status.st_uid == 0
+            shared = bool(status.st_mode & stat.S_ISVTX) or status.st_uid != 0
+            ours = not shared and (path.name == OWN_NAME or not os.listdir(path))
         if not stat.S_ISDIR(status.st_mode):
             raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
-        if status.st_mode & (stat.S_ISVTX | stat.S_IWOTH):
-            raise StartFailed(f"{path} is a directory that others may write to; give one of its own")
         if ours and os.geteuid() == 0:
             os.chown(path, 0, -1 if group is None else group)
             path.chmod(mode)
+        elif status.st_mode & (stat.S_ISVTX | stat.S_IWOTH):
+            raise StartFailed(f"{path} is a directory that others may write to; give one of its own")
     except OSError as error:
         raise StartFailed(f"cannot make the directory {path}: {error.strerror}") from error
 
