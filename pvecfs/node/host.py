@@ -73,7 +73,7 @@ def group_id(name: str) -> int:
 
 def make_directory(path: Path, mode: int, group: int | None) -> None:
     """Have a directory C{path}, missing parents included. Where we are root, it is given to root and C{group}, with
-    C{mode}, if we make it, or it is root's and ours by its name, or empty. Any other stays as it is: it has other users.
+    C{mode}, if we make it, or it is root's and ours by its name, or empty. Any other stays as it is, for its users.
 
     @raise StartFailed: that is not possible, or everybody may write to it.
     """
