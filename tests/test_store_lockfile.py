@@ -29,6 +29,23 @@ class LockFileTests(SynchronousTestCase):
         second.release()
         self.assertEqual(stat.S_IMODE(os.stat(second.path).st_mode), 0o600)
 
+    def test_of_a_reader(self) -> None:
+        """It keeps writers away too, but makes no file and changes none."""
+        path = os.path.abspath(self.mktemp())
+        reader, writer = LockFile(path), LockFile(path)
+        self.addCleanup(reader.release)
+        self.addCleanup(writer.release)
+        self.assertRaises(StoreError, reader.try_acquire, to_write=False)
+        self.assertFalse(os.path.exists(path))
+        os.close(os.open(path, os.O_CREAT))
+        os.chmod(path, 0o640)
+        self.assertTrue(reader.try_acquire(to_write=False))
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o640)
+        self.assertFalse(writer.try_acquire())
+        reader.release()
+        self.assertTrue(writer.try_acquire())
+        self.assertFalse(reader.try_acquire(to_write=False))
+
     def test_no_such_directory(self) -> None:
         error = self.assertRaises(StoreError, LockFile(os.path.join(self.mktemp(), LOCK_NAME)).try_acquire)
         self.assertIn(LOCK_NAME, str(error))

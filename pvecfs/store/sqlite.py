@@ -684,10 +684,8 @@ def create(
         connection = connect(rows.uri(temporary, "rw"))
         try:
             connection.execute(f"PRAGMA page_size={page_size}")
-            # Straight into the file: a log would take the room a second time, and be copied by the closing, which does
-            # not say if it fails.
-            connection.execute("PRAGMA journal_mode=MEMORY").fetchall()
             write_new(connection, tree)
+            # Not before: the log would take the room a second time, and closing copies it without saying if that fails.
             connection.execute("PRAGMA journal_mode=WAL").fetchall()
         finally:
             connection.close()
