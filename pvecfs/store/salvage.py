@@ -19,7 +19,6 @@ MAGIC = b"SQLite format 3\0"
 _LEAF_OF_TABLE = b"\x0d"
 _INTEGER_BYTES = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 _MAX_PAYLOAD = 64 * 1024 * 1024
-_MAX_CELLS = 65536 // 4
 
 
 class SalvagedRow(NamedTuple):
@@ -96,7 +95,7 @@ class _Pages:
         if len(page) < start + 8:
             return
         cells = int.from_bytes(page[start + 3 : start + 5], "big")
-        for cell in range(min(cells, _MAX_CELLS)):
+        for cell in range(min(cells, (len(page) - start - 8) // 2)):  # no more fit in, whatever a damaged number says
             at = start + 8 + 2 * cell
             offset = int.from_bytes(page[at : at + 2], "big")
             try:
