@@ -181,11 +181,9 @@ class FailureTests(PromptCase):
     def test_corosync_killed(self) -> None:
         """Killed: the connection is lost at once, quorum too. Back: quorum by itself, the group when opened."""
         peer, other = self.peers(1, 2)
-        started = time.monotonic()
         self.node(1).kill_corosync()
         peer.wait("quorum", lambda event: event["quorate"] is False and event["nodes"] == [])
-        self.assertEqual(len(peer.of_kind("lost")), 1)
-        self.assertLess(time.monotonic() - started, 3)
+        eventually(lambda: len(peer.of_kind("lost")) == 1, 3, "the loss")
         peer.command("open")
         peer.mark()
         peer.command("send", "refused")
