@@ -6,8 +6,10 @@ C{["send", text, size, count, reopen]}, C{["exit"]}. What happens is written to 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -31,8 +33,12 @@ reactor = cast(Any, global_reactor)
 
 
 def tell(event: str, **details: object) -> None:
-    sys.stdout.write(json.dumps({"event": event, "at": time.monotonic(), **details}) + "\n")
-    sys.stdout.flush()
+    data = (json.dumps({"event": event, "at": time.monotonic(), **details}) + "\n").encode()
+    # StandardIO has made the descriptor non-blocking: of a full pipe, sys.stdout would lose lines.
+    while data:
+        select.select((), (1,), ())
+        with contextlib.suppress(BlockingIOError):
+            data = data[os.write(1, data) :]
 
 
 @implementer(IGroupListener, IQuorumListener, IClusterConfigListener)
