@@ -606,6 +606,37 @@ class LogTests(StoreTestCase):
         tree = self.write(store, tree, 10)
         self.assertEqual(self.frames(store), size)
 
+    def test_what_a_copier_copied_is_on_the_disk(self) -> None:
+        """SQLite syncs only a copy that reaches the log's end, and copies nothing twice: were a later sync to fail, the
+        kernel would never write these pages."""
+        store, tree = self.opened()
+        store.commit_now(tree.apply(Mkdir(b"d"), 0, 1).delta)
+        database_fd = store._database_fd
+        synced: list[int] = []
+        self.patch(os, "fdatasync", synced.append)
+        store._waited_for(store._copy_log)
+        self.assertIn(database_fd, synced)
+        written: list[tuple[int, int]] = []
+        pwrite = os.pwrite
+
+        def noted(fd: int, data: bytes, offset: int) -> int:
+            written.append((fd, offset))
+            return pwrite(fd, data, offset)
+
+        def refused(fd: int) -> None:
+            raise OSError(EIO, "refused")
+
+        self.patch(os, "pwrite", noted)
+        self.patch(os, "fdatasync", refused)
+        store._waited_for(store._copy_log)
+        self.patch(os, "fdatasync", synced.append)
+        store._waited_for(store._checkpoint)
+        self.assertIn((database_fd, 0), written)
+        del written[:]
+        store._waited_for(store._checkpoint)
+        self.assertEqual(written, [])
+        store.close_now()
+
     def test_closing_while_others_use_the_database(self) -> None:
         """The log is left, on the disk, and nothing is lost."""
         self.patch(sqlite, "CLOSING", 0.01)
@@ -622,11 +653,11 @@ class LogTests(StoreTestCase):
                     other.execute("BEGIN IMMEDIATE")
                 synced: list[int] = []
                 self.patch(os, "fdatasync", synced.append)
-                log_fd = store._log_fd
+                log_fd, database_fd = store._log_fd, store._database_fd
                 began = monotonic()
                 store.close_now()
                 self.assertLess(monotonic() - began, 5)
-                self.assertEqual(synced, [log_fd])
+                self.assertEqual(synced, [log_fd, database_fd])
                 self.assertGreater(os.stat(self.path + "-wal").st_size, 0)
                 self.assertEqual(reopened(self.path).index(), delta.tree.index())
                 other.execute("ROLLBACK")

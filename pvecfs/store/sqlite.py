@@ -133,10 +133,12 @@ class SqliteStore:
         # All below belongs to the store's thread.
         self._connection: sqlite3.Connection | None = None
         self._log_fd = -1
+        self._database_fd = -1  # closed after all connections only: that drops SQLite's locks
         self._root: Entry | None = None
         self._broken: StoreError | None = None
         self._log_bytes = 0  # an upper estimate: SQLite does not tell without being asked
         self._log_in_doubt = False  # a sync of it may have failed; set by the copier too, before it is joined
+        self._database_in_doubt = False  # the same of the database itself
         self._log_stuck = 0  # bytes of it that could not be copied when that was last tried
         self._look_at = 0  # bytes of log after which its limits are looked at again
         self._due = inf  # when it is checkpointed at the latest, as monotonic() tells it
@@ -386,6 +388,7 @@ class SqliteStore:
             self._due = monotonic() + LATEST
             try:
                 self._renew_log()
+                self._renew_database()
             except OSError as error:
                 self._log_in_doubt = True
                 self._stuck(error)
@@ -421,7 +424,8 @@ class SqliteStore:
             with closing(self._connect(rows.uri(self.path, "rw"))) as connection:
                 connection.execute("PRAGMA synchronous=NORMAL").fetchall()
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        except sqlite3.Error as error:
+            self._sync_database()
+        except (sqlite3.Error, OSError) as error:
             self._log_in_doubt = True
             _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
         self._queue.put(self._copied)
@@ -449,9 +453,11 @@ class SqliteStore:
         self._due = monotonic() + LATEST  # if this fails
         try:
             self._renew_log()
+            self._renew_database()
             busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if busy or copied < frames:  # someone reads an old state, a backup for instance
                 os.fdatasync(self._log_fd)  # what is not copied is on the disk at least
+                self._sync_database()
                 self._log_bytes = self._log_stuck = frames * (self._page_size + 24)
                 return
             self._log_bytes = self._log_stuck = self._look_at = 0
@@ -488,28 +494,48 @@ class SqliteStore:
             return
         fd = os.open(self.path + "-wal", os.O_RDWR | os.O_CLOEXEC)
         try:
-            offset = 0
-            while block := os.pread(fd, 1024 * 1024, offset):
-                offset += os.pwrite(fd, block, offset)
-            os.fdatasync(fd)
+            _write_again(fd)
         finally:
             os.close(fd)
         self._log_in_doubt = False
 
+    def _sync_database(self) -> None:
+        """After a checkpoint that others kept from the log's end: SQLite syncs none but a whole one. Nor does the next
+        one copy a page again for which the sync of that one fails.
+
+        @raise OSError: it failed.
+        """
+        try:
+            os.fdatasync(self._database_fd)
+        except OSError:
+            self._database_in_doubt = True
+            raise
+
+    def _renew_database(self) -> None:
+        """As L{_renew_log}. Nobody copies a log meanwhile."""
+        if self._database_in_doubt:
+            _write_again(self._database_fd)
+            self._database_in_doubt = False
+
     def _close(self) -> None:
         """Copy the log and close. If others use the database for long, the log is left, on the disk: whoever opens the
         database next, a program of the reference too, reads both."""
+        copier = self._copier
         self._await_copier(CLOSING_COPY)
+        copying = copier is not None and copier.is_alive()
         connection, self._connection = self._connection, None
         if connection is not None:
             # Closing it would copy the log too. What fails once may succeed when the log was written anew.
             for _ in range(2):
                 try:
                     self._renew_log()
+                    if not copying:
+                        self._renew_database()
                     connection.execute(f"PRAGMA busy_timeout={round(CLOSING * 1000)}").fetchall()
                     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                     if busy:
                         os.fdatasync(self._log_fd)
+                        self._sync_database()
                         _log.info("{path}-wal: is left, the database is in use", path=self.path)
                     break
                 except (sqlite3.Error, OSError) as error:
@@ -520,6 +546,13 @@ class SqliteStore:
             self._log_fd = -1
         if connection is not None:
             connection.close()
+        if not copying:
+            self._close_database()
+
+    def _close_database(self) -> None:
+        if self._database_fd >= 0:
+            os.close(self._database_fd)
+            self._database_fd = -1
 
     # Opening
 
@@ -566,10 +599,12 @@ class SqliteStore:
     def _open(self) -> sqlite3.Connection:
         """Open the database for writing.
 
-        As long as it is, nothing else in this process may open the file: closing it would drop SQLite's locks.
+        As long as it is, nothing else in this process may close a descriptor of the file: that would drop SQLite's
+        locks. Ours is closed after the connection.
         """
         connection = self._connect(rows.uri(self.path, "rw"))
         self._connection = connection
+        self._database_fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
             raise StoreError(EINVAL, f"{self.path}: no write-ahead log is possible on this file system")
         for pragma in (
@@ -601,6 +636,7 @@ class SqliteStore:
         self._await_copier()
         try:
             self._renew_log()
+            self._renew_database()
         except OSError as error:
             self._broken = self._failed(error)
             raise self._broken from error
@@ -608,6 +644,7 @@ class SqliteStore:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+        self._close_database()
         if self._log_fd >= 0:
             os.close(self._log_fd)
             self._log_fd = -1
@@ -631,6 +668,14 @@ class SqliteStore:
             raise self._broken from error
         self._root = tree.root
         self._broken = None
+
+
+def _write_again(fd: int) -> None:
+    """Write the whole file as it is, and have the disk hold it."""
+    offset = 0
+    while block := os.pread(fd, 1024 * 1024, offset):
+        offset += os.pwrite(fd, block, offset)
+    os.fdatasync(fd)
 
 
 def _tell(settled: Settled, outcome: StoreError | None) -> None:
