@@ -491,13 +491,18 @@ class MediumTests(CommandTestCase):
 class LiveTests(CommandTestCase):
     """Beside a daemon."""
 
+    def hold_lock(self, path: str) -> LockFile:
+        """Hold the lock of the database at C{path}, as its daemon does."""
+        lock = LockFile.beside(path)
+        lock.try_acquire()
+        self.addCleanup(lock.release)
+        return lock
+
     def test_what_writes_is_refused(self) -> None:
         self.golden()
         other = os.path.join(self.directory, "other.db")
         shutil.copy(self.path, other)
-        lock = LockFile.beside(self.path)
-        lock.try_acquire()
-        self.addCleanup(lock.release)
+        self.hold_lock(self.path)
         before = Path(self.path).read_bytes()
         for command in (["repair"], ["restore", other], ["rename-node", "n1", "n4"], ["compact"]):
             self.assertIn("in use by a daemon", self.fails(2, *command))
@@ -522,9 +527,7 @@ class LiveTests(CommandTestCase):
         beyond = link("beyond", os.path.join("directory", "config.db"))
         own = link("config.db", "../config.db")  # with a lock of its own, which nobody has
         names = [file, f"{directory}/config.db", chain, beyond, own, f"{file}/", f"{elsewhere}/../elsewhere/chain"]
-        lock = LockFile.beside(self.path)
-        lock.try_acquire()
-        self.addCleanup(lock.release)
+        lock = self.hold_lock(self.path)
         before, inode = Path(self.path).read_bytes(), os.stat(self.path).st_ino
         for name in names:
             for command in (["repair"], ["restore", saved], ["rename-node", "n1", "n4"], ["compact"]):
@@ -546,9 +549,7 @@ class LiveTests(CommandTestCase):
         os.symlink("state/config.db", os.path.join(self.directory, "to-the-link"))
         source = os.path.join(self.directory, "source")
         os.mkdir(source)
-        lock = LockFile.beside(link)
-        lock.try_acquire()
-        self.addCleanup(lock.release)
+        self.hold_lock(link)
         for name in (link, os.path.join(self.directory, "to-the-link")):
             self.assertIn("in use by a daemon", self.fails(2, "--db", name, "import", source))
         self.assertFalse(os.path.exists(file))
@@ -567,9 +568,7 @@ class LiveTests(CommandTestCase):
         self.golden()
         other = os.path.join(self.directory, "other.db")
         os.link(self.path, other)
-        lock = LockFile.beside(self.path)
-        lock.try_acquire()
-        self.addCleanup(lock.release)
+        lock = self.hold_lock(self.path)
         before = snapshot(self.path)
         commands = (["repair"], ["restore", str(GOLDEN / "config.db")], ["rename-node", "n1", "n4"], ["compact"])
         for name, why in ((other, "hard links"), (self.path, "in use by a daemon")):
@@ -587,9 +586,7 @@ class LiveTests(CommandTestCase):
         self.golden()
         saved = os.path.join(self.directory, "saved.db")
         self.succeeds("backup", saved)
-        lock = LockFile.beside(self.path)
-        lock.try_acquire()
-        self.addCleanup(lock.release)
+        lock = self.hold_lock(self.path)
         inode = os.stat(self.path).st_ino
         self.assertIn("in use by a daemon", self.fails(2, "--db", saved, "backup", "--force", self.path))
         self.assertEqual(os.stat(self.path).st_ino, inode)
@@ -598,9 +595,7 @@ class LiveTests(CommandTestCase):
 
     def test_reading_and_backup_under_load(self) -> None:
         self.golden()
-        lock = LockFile.beside(self.path)
-        lock.try_acquire()
-        self.addCleanup(lock.release)
+        self.hold_lock(self.path)
         store = store_at(self.path)
         tree = store.open()
         self.addCleanup(store.close_now)

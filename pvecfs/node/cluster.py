@@ -147,8 +147,7 @@ class GroupService(Service):
         self._standing = Standing.CLOSED
         self._suspended = False
         self._inside: bool | None = None  # None: joining, not told yet
-        self._quorum_known = False
-        self._held_back = False
+        self._quorum_known = False  # until it is, no join is tried
         self._not_before = 0.0
         self._attempt: IDelayedCall | None = None
         self._leave_timeout: IDelayedCall | None = None
@@ -253,10 +252,9 @@ class GroupService(Service):
         known = frozenset(node_ids)
         for effect in self.machine.quorum_changed(known, self._clock(), quorate):
             self._carry_out(effect)
-        self._quorum_known = bool(known)
-        if self._held_back and known:
-            self._held_back = False
-            self._schedule()
+        before, self._quorum_known = self._quorum_known, bool(known)
+        if known and not before:
+            self._schedule_unless_joined()
 
     def suspend(self, reason: str) -> None:
         """Leave the group before anything else is delivered, and stay out until L{resume}."""
@@ -267,8 +265,7 @@ class GroupService(Service):
     def resume(self) -> None:
         """Join again, after L{suspend}."""
         self._suspended = False
-        if self._standing in (Standing.CLOSED, Standing.OUT):
-            self._schedule()
+        self._schedule_unless_joined()
 
     # -- IGroupListener
 
@@ -317,10 +314,13 @@ class GroupService(Service):
         self._cancel(self._attempt)
         self._attempt = self._reactor.callLater(max(0.0, self._not_before - self.monotonic()), self._join)
 
+    def _schedule_unless_joined(self) -> None:
+        if self._standing in (Standing.CLOSED, Standing.OUT):
+            self._schedule()
+
     def _join(self) -> None:
         if not self._quorum_known:
             # The first change of another node would put us out again, since as far as we know nobody may write.
-            self._held_back = True
             return
         self._not_before = self.monotonic() + self._join_interval
         self._inside = None

@@ -175,7 +175,7 @@ def newest_number(entries: Iterable[Entry]) -> int:
 def behind(root: Entry, entries: Iterable[Entry]) -> str | None:
     """What is wrong with the tree's version, if anything.
 
-    @param entries: all but the root.
+    @param entries: all; the root may be among them.
     """
     newest = newest_number(entries)
     if root.version >= newest:

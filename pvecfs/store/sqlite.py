@@ -584,7 +584,7 @@ class SqliteStore:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(error.errno or EIO, f"{self.path}: {error.strerror}") from error
-        behind = rows.behind(tree.root, (entry for entry in tree.entries() if entry.inode != ROOT_INODE))
+        behind = rows.behind(tree.root, tree.entries())
         if behind is not None:
             # Not mended: in a cluster the nodes must hold the same tree.
             _log.warn(
