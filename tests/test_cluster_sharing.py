@@ -43,7 +43,8 @@ class SharingTests(ClusterCase):
         by those who have looked before."""
         first, second, third = (node.mount / "sharing" for node in self.nodes)
         (first / "priv").mkdir(parents=True)
-        eventually((third / "priv").is_dir, 5, "the directory")
+        for place in second, third:
+            eventually((place / "priv").is_dir, 5, "the directory")
         (second / "a").write_text("one")
         eventually(lambda: read(self.node(1), "sharing/a") == b"one", 5, "the file")
         for number in range(20):
@@ -91,10 +92,11 @@ class SharingTests(ClusterCase):
     def test_large_files(self) -> None:
         """A file of 1 MiB arrives whole; it is never read in part."""
         (self.node(1).mount / "sharing").mkdir(exist_ok=True)
+        (self.node(1).mount / "sharing/large").touch()
+        self.settled()
         for number in range(3):
-            writer = self.node(1 + number).mount / "sharing/large"
             content = os.urandom(1 << 20)
-            writer.write_bytes(content)
+            (self.node(1 + number).mount / "sharing/large").write_bytes(content)
             for node in self.nodes:
                 eventually(lambda n=node, c=content: (n.mount / "sharing/large").read_bytes() == c, 10, "it")  # type: ignore[misc]
         self.settled()

@@ -11,7 +11,7 @@ from errno import EIO, ENOSPC
 from pathlib import Path
 from random import Random
 from threading import Event
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from twisted.internet import reactor
@@ -663,6 +663,56 @@ class LogTests(StoreTestCase):
                 other.execute("ROLLBACK")
                 other.close()
                 self.assertEqual(reopened(self.path).index(), delta.tree.index())
+
+    def test_a_change_waits_while_others_write(self) -> None:
+        self.patch(sqlite, "LOCKED_STEP", 0.01)
+        store, tree = self.opened()
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        for deltas in (1, 2):  # one statement; a transaction of several
+            outcomes: Outcomes = []
+            for _ in range(deltas):
+                delta = tree.apply(Mkdir(b"%d" % tree.version), 0, 1).delta
+                store.commit(delta, outcomes.append)
+                tree = delta.tree
+            sleep(0.1)
+            self.assertEqual(outcomes, [])
+            other.execute("COMMIT")
+            settle(store)
+            self.assertEqual(outcomes, [None] * deltas)
+            other.execute("BEGIN IMMEDIATE")
+        self.patch(sqlite, "LOCKED", 0.1)
+        store.commit(tree.apply(Mkdir(b"last"), 0, 1).delta, outcomes.append)
+        settle(store)
+        failure = outcomes[-1]
+        assert isinstance(failure, StoreError)
+        self.assertEqual(failure.errno, EIO)
+        self.assertIn("another program uses it", str(failure))
+        store.close_now()
+        other.execute("ROLLBACK")
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_closing_does_not_wait_for_a_change_that_waits(self) -> None:
+        self.patch(sqlite, "LOCKED", 1000.0)
+        self.patch(sqlite, "LOCKED_STEP", 0.01)
+        self.patch(sqlite, "CLOSING", 0.01)
+        store, tree = self.opened()
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        outcomes: Outcomes = []
+        store.commit(tree.apply(Mkdir(b"d"), 0, 1).delta, outcomes.append)
+        sleep(0.05)
+        self.assertEqual(outcomes, [])
+        thread = store._thread
+        assert thread is not None
+        store.close()
+        thread.join(30)
+        self.assertFalse(thread.is_alive())
+        self.assertEqual([getattr(outcome, "errno", None) for outcome in outcomes], [EIO])
+        other.execute("ROLLBACK")
+        self.assertEqual(reopened(self.path).index(), tree.index())
 
     def test_closing_while_the_log_is_copied(self) -> None:
         self.patch(sqlite, "BUSY_LOG", 1_000_000)

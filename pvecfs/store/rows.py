@@ -248,6 +248,12 @@ def check_schema(connection: sqlite3.Connection, path: str) -> bool:
     return False
 
 
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether a transaction could not begin, as another program is in the middle of one."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_BUSY
+
+
 def error_of(error: sqlite3.Error, path: str) -> StoreError:
     """What an error of SQLite's means: ENOSPC when there is no room, EACCES when not allowed, else EIO."""
     code = getattr(error, "sqlite_errorcode", None)

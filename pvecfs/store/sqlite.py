@@ -62,6 +62,12 @@ FULL_LOG = 64 * 1024 * 1024
 KEPT_LOG = 8 * 1024 * 1024
 """Bytes that the log's file keeps when it begins anew. Space that is there already is faster to write to."""
 
+LOCKED = 10.0
+"""Seconds that a transaction waits for another program that writes to the database."""
+
+LOCKED_STEP = 0.25
+"""Seconds that SQLite waits for it without looking whether the store is being closed."""
+
 CLOSING = 0.5
 """Seconds that L{SqliteStore.close} waits for other programs that use the database, before it leaves the log."""
 
@@ -340,7 +346,19 @@ class SqliteStore:
         return StoreError(EIO, f"{self.path}: {error}")
 
     def _write(self, deltas: list[Delta]) -> None:
-        """Commit C{deltas} as one transaction."""
+        """Commit C{deltas} as one transaction. If another program writes to the database, wait for it; but a store that
+        is being closed does not."""
+        end: float | None = None
+        while True:
+            try:
+                self._transact(deltas)
+                return
+            except sqlite3.OperationalError as error:
+                end = end or monotonic() + LOCKED
+                if not rows.is_busy(error) or self._thread is None or monotonic() >= end:
+                    raise
+
+    def _transact(self, deltas: list[Delta]) -> None:
         connection = self._connection
         if connection is None:
             raise StoreError(EIO, f"{self.path}: is not open")
@@ -615,6 +633,7 @@ class SqliteStore:
             # only where the page is written anyway.
             "secure_delete=FAST",
             "cache_size=-8000",
+            f"busy_timeout={round(LOCKED_STEP * 1000)}",
         ):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         self._page_size = connection.execute("PRAGMA page_size").fetchone()[0]
