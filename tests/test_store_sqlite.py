@@ -670,9 +670,9 @@ class LogTests(StoreTestCase):
         other = sqlite3.connect(self.path, isolation_level=None)
         self.addCleanup(other.close)
         other.execute("BEGIN IMMEDIATE")
-        for deltas in (1, 2):  # one statement; a transaction of several
+        for count in (1, 2):  # one statement; a transaction of several
             outcomes: Outcomes = []
-            for _ in range(deltas):
+            for _ in range(count):
                 delta = tree.apply(Mkdir(b"%d" % tree.version), 0, 1).delta
                 store.commit(delta, outcomes.append)
                 tree = delta.tree
@@ -680,7 +680,7 @@ class LogTests(StoreTestCase):
             self.assertEqual(outcomes, [])
             other.execute("COMMIT")
             settle(store)
-            self.assertEqual(outcomes, [None] * deltas)
+            self.assertEqual(outcomes, [None] * count)
             other.execute("BEGIN IMMEDIATE")
         self.patch(sqlite, "LOCKED", 0.1)
         store.commit(tree.apply(Mkdir(b"last"), 0, 1).delta, outcomes.append)
