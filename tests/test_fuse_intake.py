@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections import deque
 from collections.abc import Callable
 from errno import EAGAIN
@@ -25,6 +26,7 @@ class MemoryReactor(Clock):
         super().__init__()
         self.readers: set[object] = set()
         self.from_threads: deque[Callable[[], object]] = deque()
+        self._poller: select.epoll | None = None
 
     def callFromThread(self, callable: Callable[..., object], *arguments: object) -> None:
         self.from_threads.append(lambda: callable(*arguments))
@@ -56,6 +58,7 @@ class IntakeTests(SynchronousTestCase):
         self.under_way = 0
         self.intake = Intake(self.reactor, 7, lambda: self.under_way, self.bursts.append)
         self.submitted: list[object] = []
+        self.seen = False
 
     def receive(self, session: int, buffer: Any) -> int:
         if not self.waiting:
@@ -129,6 +132,48 @@ class IntakeTests(SynchronousTestCase):
         self.assertEqual(self.answered, [7] * AT_ONCE)
         self.intake.doRead()
         self.assertEqual(self.answered, [7] * (AT_ONCE + 3))
+
+    def test_the_next_request_is_waited_for(self) -> None:
+        """While a request waits for its answer, and only as long as nothing else happens."""
+        self.reactor._poller = poller = select.epoll()
+        self.addCleanup(poller.close)
+        poller.register(self.pipe[0], select.EPOLLIN)
+        other, others_end = os.pipe()
+        self.addCleanup(os.close, other)
+        self.addCleanup(os.close, others_end)
+        poller.register(other, select.EPOLLIN)
+        self.intake = Intake(self.reactor, 7, lambda: self.under_way, self.bursts.append)
+        to_come = [b"x"] * (AT_ONCE + 3)
+
+        def process(session: int, buffer: Any) -> None:
+            self.answered.append(session)
+            os.read(self.pipe[0], 1)
+            if to_come:
+                os.write(self.pipe[1], to_come.pop())
+                self.waiting += 1
+
+        def answered() -> int:
+            count = len(self.answered)
+            self.intake.doRead()
+            return len(self.answered) - count
+
+        self.patch(lowlevel, "session_process", process)
+        self.patch(lowlevel, "session_receive", self.receive_one_at_a_time)
+        os.write(self.pipe[1], b"x")
+        self.waiting = 1
+        self.assertEqual(answered(), 1, "nobody waits")
+        self.under_way = 1
+        self.assertEqual(answered(), AT_ONCE, "others have their turn")
+        os.write(others_end, b"x")
+        self.assertEqual(answered(), 1, "something else happens")
+        os.read(other, 1)
+        self.assertEqual(answered(), 2, "no more came")
+        self.assertEqual(to_come, [])
+
+    def receive_one_at_a_time(self, session: int, buffer: Any) -> int:
+        """As L{receive}; what is waiting already is seen as coming next."""
+        self.seen = not self.seen
+        return self.receive(session, buffer) if self.seen else self.end
 
     def test_thread_answers_what_is_left_lying(self) -> None:
         """The reactor took over and then is kept by something: requests are answered all the same."""

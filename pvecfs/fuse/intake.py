@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from pvecfs.events import Events
 from pvecfs.fuse import lowlevel
 
 QUIET = 0.005
@@ -74,6 +75,7 @@ class Intake:
         self._changes = 0
         self._quiet = 0.0  # seconds without a change
         self._buffer = lowlevel.Buffer()
+        self._events = Events(reactor)
 
     def submit(self, call: Callable[..., object], *arguments: object) -> None:
         """Have the reactor thread make C{call}, which brings in a change: now, if this is that thread. Any thread."""
@@ -158,9 +160,14 @@ class Intake:
         return "fuse"
 
     def doRead(self) -> None:
-        self._take(self._buffer, AT_ONCE)
-        if self._over:
-            self.rest()
+        for _ in range(AT_ONCE):
+            self._take(self._buffer, AT_ONCE)
+            if self._over:
+                self.rest()
+                return
+            # What was handed over begins at once, and who is answered asks again soon: see L{pvecfs.events}.
+            if not self._waiting() or not self._events.wait(self._fd):
+                return
 
     def connectionLost(self, reason: Failure) -> None:
         """The mount has ended. The thread finds that out by itself."""
