@@ -103,19 +103,20 @@ class Intake:
                 self._take(buffer, AT_ONCE)
         lowlevel.free(buffer.memory)
 
-    def _take(self, buffer: lowlevel.Buffer, count: int) -> None:
-        """Answer up to C{count} requests."""
+    def _take(self, buffer: lowlevel.Buffer, count: int) -> bool:
+        """Answer up to C{count} requests. @return: whether there were so many."""
         session, place = self._session, ctypes.byref(buffer)
         for _ in range(count):
             size = lowlevel.session_receive(session, place)
             if size > 0:
                 lowlevel.session_process(session, place)
             elif size in (-EAGAIN, -EINTR):
-                return
+                return False
             else:
                 self._over = True
                 self._thread_takes.set()
-                return
+                return False
+        return True
 
     # Reactor thread
 
@@ -161,12 +162,14 @@ class Intake:
 
     def doRead(self) -> None:
         for _ in range(AT_ONCE):
-            self._take(self._buffer, AT_ONCE)
+            more = self._take(self._buffer, 1)
             if self._over:
                 self.rest()
                 return
-            # What was handed over begins at once, and who is answered asks again soon: see L{pvecfs.events}.
-            if not self._waiting() or not self._events.wait(self._fd):
+            if self._waiting():
+                # What was handed over begins at once, and who is answered asks again soon: see L{pvecfs.events}.
+                more = self._events.wait(self._fd)
+            if not more:
                 return
 
     def connectionLost(self, reason: Failure) -> None:
