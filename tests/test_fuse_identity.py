@@ -536,7 +536,7 @@ class PublicationTests(unittest.SynchronousTestCase):
             reactor, self.view, proposer, Attributes(0, 0), graves, self.cache, self.nodes, alone=False
         )
         self.answers: list[Any] = []
-        self.patch(filesystem, "reply_buf", lambda _request, data, _size: self.answers.append(data))
+        self.patch(filesystem, "reply_buf", lambda _request, data, _size: self.answers.append(data) or 0)
         self.patch(filesystem, "reply_err", lambda _request, number: self.answers.append(number))
 
     def look(self) -> tuple[dict[bytes, int], Any, Any, bool]:

@@ -12,6 +12,7 @@ from zope.interface.verify import verifyObject
 
 from pvecfs.fuse import invalidation, lowlevel, mountpoint, requests
 from pvecfs.fuse.documents import MAX_BYTES, MAX_FROZEN, FrozenDocuments
+from pvecfs.fuse.given import GivenNodes
 from pvecfs.fuse.graves import MAX_GRAVES, Graves
 from pvecfs.fuse.invalidation import KernelCache
 from pvecfs.fuse.listing import CURSOR_BITS, ListingCache
@@ -256,9 +257,18 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.nodes = NodeIds(self.view)
         self.cache = KernelCache(self.nodes, self.graves)
         self.cache._prepared = True
-        self.cache.attach(1)
+        self.attach()
         self.threads: list[Thread] = []
         self.addCleanup(self.stop)
+
+    def attach(self) -> None:
+        self.cache.attach(1)
+        self.look_at_everything()
+
+    def look_at_everything(self) -> None:
+        """The kernel gets to know all that there is."""
+        for entry in self.view.tree.entries():
+            self.cache.given.give(self.nodes.published()[1].node_of(entry.inode))
 
     def start(self, lanes: int = 3) -> None:
         others = [self.cache.run_spare_lane, self.cache.run_modes, self.cache.run_listings]
@@ -280,6 +290,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.cache.publishing(before, applied.delta, False)
         self.view.tree = applied.tree
         self.cache.changed(before, applied.tree, applied.delta)
+        self.look_at_everything()
         return applied
 
     def drain(self) -> list[tuple[Any, ...]]:
@@ -318,6 +329,33 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.start()
         self.assertEqual(self.drain(), [(f, "data"), (1, invalidation._BARRIER), (f, "data")])
 
+    def test_what_the_kernel_does_not_know_it_is_not_told(self) -> None:
+        self.cache.attach(1)
+        shown = self.cache.shown
+
+        def publish(change: Change) -> None:
+            """As L{apply}, but nobody looks at anything."""
+            before = self.view.tree
+            delta = before.apply(change, 1, 9).delta
+            self.cache.publishing(before, delta, False)
+            self.view.tree = delta.tree
+            self.cache.changed(before, delta.tree, delta)
+
+        for change in Write(b"f", b"x"), SetMtime(b"f", 5), Create(b"d/g"), Rename(b"d/g", b"d/h"), Delete(b"d/h"):
+            publish(change)
+            self.assertEqual((self.cache.pending, shown.by_node, len(self.graves)), (0, {}, 0), change)
+        publish(Rename(b"f", b"g"))  # somebody may have looked for these names
+        self.start(lanes=1)
+        self.assertCountEqual(self.drain(), [(1, "attributes"), (1, b"f"), (1, b"g"), (1, "data")])
+        self.cache.modes_changed()
+        self.assertEqual({node for node, _ in self.drain()}, {1, *LINKS.values()})
+        self.cache.given.give(self.node(b"g"))
+        publish(Write(b"g", b"y"))
+        self.assertEqual(self.drain(), [(self.node(b"g"), "data")])
+        self.assertTrue(self.cache.given.take_back(self.node(b"g"), 1))
+        publish(Write(b"g", b"z"))
+        self.assertEqual(self.drain(), [])
+
     def test_another_file_of_an_inode(self) -> None:
         """The old file's names and pages go, after waiting for lookups on their way; the new one's name and listing."""
         f, d = self.node(b"f"), self.node(b"d")
@@ -328,6 +366,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.cache.publishing(before, delta, False)
         self.view.tree = delta.tree
         self.cache.changed(before, delta.tree, delta)
+        self.look_at_everything()
         self.start()
         told = self.drain()
         self.assertEqual([one for one in told if one[0] not in (1, d)], [(f, "data")] * 2)
@@ -360,7 +399,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.start()
         self.drain()
         self.stop()
-        self.cache.attach(1)
+        self.attach()
         locks = self.node(b"priv/lock")
         self.apply(SetMtime(b"priv/lock/x", 10))
         self.apply(Mkdir(b"priv/lock/y"))
@@ -376,7 +415,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
             self.assertTrue(done.wait(10))
             self.drain()
             self.stop()
-            self.cache.attach(1)
+            self.attach()
             self.kernel.told.clear()
 
     def test_spare_lane(self) -> None:
@@ -471,6 +510,34 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         self.cache.drained(done.set)
         self.cache.stop()
         self.assertTrue(done.is_set())
+
+
+class GivenTests(unittest.SynchronousTestCase):
+    def test_counts(self) -> None:
+        given = GivenNodes()
+        self.assertIn(1, given)
+        self.assertNotIn(3, given)
+        self.assertEqual([given.give(3), given.give(3), given.give(3)], [True, False, False])
+        self.assertFalse(given.take_back(3, 2))
+        self.assertIn(3, given)
+        self.assertTrue(given.take_back(3, 1))
+        self.assertNotIn(3, given)
+        self.assertTrue(given.give(3))
+        given.begin()
+        self.assertNotIn(3, given)
+
+    def test_the_root_stays(self) -> None:
+        given = GivenNodes()
+        self.assertFalse(given.take_back(1, 1))
+        self.assertFalse(given.give(1))
+        self.assertFalse(given.take_back(1, 5))
+        self.assertIn(1, given)
+        self.assertEqual(len(given), 1)
+
+    def test_more_than_was_given(self) -> None:
+        given = GivenNodes()
+        self.assertTrue(given.take_back(3, 7))
+        self.assertEqual(len(given), 1)
 
 
 class WaitingTests(unittest.SynchronousTestCase):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from errno import ENOENT
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -22,7 +23,7 @@ from pvecfs.fuse import filesystem, invalidation, lowlevel
 from pvecfs.fuse.filesystem import FileSystem
 from pvecfs.fuse.graves import Graves
 from pvecfs.fuse.invalidation import ATTEMPTS, KernelCache
-from pvecfs.fuse.lowlevel import ATTR_OUT
+from pvecfs.fuse.lowlevel import ATTR_OUT, ENTRY_OUT
 from pvecfs.fuse.nodes import Attributes, NodeIds
 from pvecfs.fuse.shown import RECENT, Mark, ShownFiles
 from pvecfs.tree.changes import Change, Create, Delete, SetMtime, Write
@@ -321,6 +322,7 @@ class KernelModel(unittest.SynchronousTestCase):
         self.cache = cache = KernelCache(self.nodes, graves)
         cache._prepared = True
         cache.attach(1)
+        cache.given.give(NODE)
         cache.pause = lambda _seconds: self.moment()
         proposer = MemoryProposer(self.view)
         self.files = FileSystem(DirectReactor(), self.view, proposer, Attributes(0, 0), graves, cache, self.nodes)
@@ -329,11 +331,16 @@ class KernelModel(unittest.SynchronousTestCase):
         self.page: bytes | None = None
         self.moments: list[Callable[[], object]] = []
         self.told = 0
-        self.patch(filesystem, "reply_buf", lambda _request, data, _size: self.answers.append(data))
+        self.replied = 0
+        self.patch(filesystem, "reply_buf", self.reply)
         self.patch(filesystem, "reply_err", lambda _request, number: self.answers.append(number))
         self.patch(lowlevel, "notify_inode", self.notified)
         self.patch(lowlevel, "notify_entry", lambda *_: 0)
         self.patch(invalidation, "requests_wait", lambda _session: self.moment())
+
+    def reply(self, _request: int, data: Any, _size: int) -> int:
+        self.answers.append(data)
+        return self.replied
 
     def moment(self) -> bool:
         """Something may happen here; whether there are requests that wait."""
@@ -448,6 +455,68 @@ class InterleavingTests(KernelModel):
         )
         self.files._getattr(0, NODE, None)
         self.assertEqual(ATTR_OUT.unpack(self.answers.pop())[7], 77)
+
+
+class FirstLookupTests(KernelModel):
+    """The kernel does not know the file, and looks it up while others are published."""
+
+    def look_up(self) -> None:
+        self.files._lookup(0, 1, b"f")
+        answer = ENTRY_OUT.unpack(self.answers.pop())
+        self.size = answer[7] if answer[0] else None
+
+    def interleaved(self, first: int, before: int, after: int, steps: list[Callable[[], object]]) -> None:
+        """Look the file up after C{first} C{steps}; do C{before} of the rest between the moment when it takes the tree
+        and that in which it notes what it gives, C{after} between this and when it goes on; the rest comes then."""
+        self.begin()
+        self.cache.given.begin()
+        give = self.cache.given.give
+
+        def slow_give(node: int) -> bool:
+            self.patch(self.cache.given, "give", give)
+            for _ in range(before):
+                steps.pop(0)()
+            new = give(node)
+            for _ in range(after):
+                steps.pop(0)()
+            return new
+
+        self.patch(self.cache.given, "give", slow_give)
+        for _ in range(first):
+            steps.pop(0)()
+        self.look_up()
+        while steps:
+            steps.pop(0)()
+        while self.lane():
+            pass
+
+    def each(self, count: int) -> list[tuple[int, int, int]]:
+        return [(a, b, c) for a in range(count + 1) for b in range(count + 1 - a) for c in range(count + 1 - a - b)]
+
+    def test_overwritten(self) -> None:
+        for places in self.each(6):
+            steps = self.publication(Write(b"f", b"bb", 0, True)) + self.publication(Write(b"f", b"cccc", 0, True))
+            self.interleaved(*places, steps)
+            self.assertEqual((self.read(), self.cache.shown.by_node), (b"cccc", {}), places)
+            self.assertIn(NODE, self.cache.given)
+
+    def test_deleted(self) -> None:
+        """Who was told that there is no such name does not know the node."""
+        for places in self.each(3):
+            if places[0] < 2:  # later nothing is given
+                self.interleaved(*places, self.publication(Delete(b"f")))
+                self.assertEqual(NODE in self.cache.given, self.size is not None, places)
+
+    def test_an_answer_that_was_not_taken(self) -> None:
+        self.cache.given.begin()
+        self.replied = -ENOENT
+        self.look_up()
+        self.assertNotIn(NODE, self.cache.given)
+        self.replied = 0
+        self.look_up()
+        self.assertIn(NODE, self.cache.given)
+        self.files._forgotten(NODE, 1)
+        self.assertNotIn(NODE, self.cache.given)
 
 
 class LaneTests(KernelModel):

@@ -39,6 +39,7 @@ from pvecfs.fuse.nodes import (
     FIRST_COMPUTED,
     FIRST_FROZEN,
     LINKS,
+    NOWHERE,
     RESERVED,
     Attributes,
     link_target,
@@ -54,7 +55,7 @@ from pvecfs.tree.tree import MAX_FILE_BYTES
 if TYPE_CHECKING:
     from pvecfs.fuse.graves import Graves
     from pvecfs.fuse.invalidation import KernelCache
-    from pvecfs.fuse.nodes import NodeIds, Numbering
+    from pvecfs.fuse.nodes import NodeIds
     from pvecfs.interfaces import INodeView, IProposer
     from pvecfs.tree.tree import Tree
 
@@ -121,6 +122,7 @@ class FileSystem:
         self._kernel = kernel
         self._published = nodes.published
         self._find = nodes.find
+        self._given = kernel.given
         self._shown = kernel.shown.by_node  # mostly empty: then there is nothing to find
         self._find_shown = kernel.shown.find
         self._asked = kernel.shown.recent.append
@@ -184,18 +186,42 @@ class FileSystem:
 
     # Answers
 
-    def _child(self, parent: int, name: bytes) -> tuple[Tree, Numbering, Entry | None]:
-        """C{name} in the directory of node C{parent}, in the newest tree, to tell the kernel of it."""
+    def _child(self, parent: int, name: bytes) -> Entry | None:
+        """C{name} in the directory of node C{parent}, in the newest tree."""
         tree, numbering = self._published()
-        entry = tree.child(numbering.inode_of(parent), name)
-        if self._shown and entry is not None and self._kernel.show_published(numbering.node_of(entry.inode)):
-            tree, numbering = self._published()
-            entry = tree.child(numbering.inode_of(parent), name)
-        return tree, numbering, entry
+        return tree.child(numbering.inode_of(parent), name)
 
-    def _entry_out(self, tree: Tree, numbering: Numbering, entry: Entry, attributes_valid: int = FOREVER) -> bytes:
-        node = numbering.node_of(entry.inode)
-        return ENTRY_OUT.pack(node, 0, FOREVER, attributes_valid, 0, 0, *self._attributes_for_kernel(tree, entry, node))
+    def _reply_child(
+        self, request: int, parent: int, name: bytes, attributes_valid: int = FOREVER, opened: bytes = b""
+    ) -> bool:
+        """Give the kernel C{name} in the directory of node C{parent}.
+
+        @param opened: what follows in the answer to a CREATE.
+        @return: C{False} if there is no such name; nothing was answered then.
+        """
+        given = NOWHERE
+        tree, numbering = self._published()
+        while True:
+            entry = tree.child(numbering.inode_of(parent), name)
+            node = NOWHERE if entry is None else numbering.node_of(entry.inode)
+            if node != given:
+                if given != NOWHERE:
+                    self._forgotten(given, 1)
+                given = node
+                if entry is not None and self._given.give(node) and self._shown:
+                    self._kernel.shown.overrule(node)  # the kernel knows nothing that would not fit
+            used = tree
+            tree, numbering = self._published()
+            if tree is used:  # it still was the newest when C{node} was given, see L{pvecfs.fuse.given}
+                break
+        if entry is None:
+            return False
+        answer = ENTRY_OUT.pack(
+            node, 0, FOREVER, attributes_valid, 0, 0, *self._attributes_for_kernel(tree, entry, node)
+        )
+        if reply_buf(request, answer + opened, len(answer) + len(opened)) < 0:
+            self._forgotten(node, 1)  # the caller has gone, the kernel did not take it
+        return True
 
     def _reply_entry_attributes(self, request: int, tree: Tree, entry: Entry, node: int, valid: int) -> None:
         self._reply_attributes(request, self._attributes_for_kernel(tree, entry, node), valid)
@@ -222,11 +248,8 @@ class FileSystem:
             if outcome < 0:
                 reply_err(request, -outcome)
                 return
-            tree, numbering, entry = self._child(parent, name)
-            if entry is None:  # somebody else has removed it already
+            if not self._reply_child(request, parent, name):  # somebody else has removed it already
                 reply_err(request, ENOENT)
-            else:
-                reply_buf(request, self._entry_out(tree, numbering, entry), ENTRY_OUT.size)
 
         return finish
 
@@ -292,10 +315,9 @@ class FileSystem:
         if parent == 1 and name in RESERVED:
             self._lookup_computed(request, name)
             return
-        tree, numbering, entry = self._child(parent, name)
-        if entry is not None:
-            reply_buf(request, self._entry_out(tree, numbering, entry), ENTRY_OUT.size)
-        elif len(name) > MAX_NAME_BYTES:
+        if self._reply_child(request, parent, name):
+            return
+        if len(name) > MAX_NAME_BYTES:
             reply_err(request, ENAMETOOLONG)
         else:
             reply_buf(request, _NO_ENTRY, ENTRY_OUT.size)
@@ -340,7 +362,7 @@ class FileSystem:
     def _forgotten(self, node: int, lookups: int) -> None:
         if node >= FIRST_FROZEN:
             self._documents.forget(node, lookups)
-        else:
+        elif self._given.take_back(node, lookups):
             self._graves.forget(node)
 
     def _getattr(self, request: int, node: int, _file: int | None) -> None:
@@ -479,7 +501,7 @@ class FileSystem:
         flags = file.contents.flags
 
         def finish(request: int, outcome: int) -> None:
-            tree, numbering, entry = self._child(parent, name)
+            entry = self._child(parent, name)
             if outcome in (-EEXIST, -ENOTDIR) and entry is not None:
                 # Another node was first. The kernel holds our caller for the creator, and will not truncate.
                 if flags & os.O_EXCL:
@@ -492,18 +514,13 @@ class FileSystem:
                     finish_existing(request, 0)
             elif outcome < 0:
                 reply_err(request, -outcome)
-            elif entry is None:
+            elif not self._reply_child(request, parent, name, opened=_OPENED):
                 reply_err(request, ENOENT)
-            else:
-                reply_buf(request, self._entry_out(tree, numbering, entry) + _OPENED, ENTRY_OUT.size + OPEN_OUT.size)
 
         def finish_existing(request: int, outcome: int) -> None:
-            tree, numbering, entry = self._child(parent, name)
-            if outcome < 0 or entry is None:
+            # The kernel may know the file already: as in L{_finish_attributes}.
+            if outcome < 0 or not self._reply_child(request, parent, name, 0, _OPENED):
                 reply_err(request, -outcome or ENOENT)
-            else:
-                # The kernel may know the file already: as in L{_finish_attributes}.
-                reply_buf(request, self._entry_out(tree, numbering, entry, 0) + _OPENED, ENTRY_OUT.size + OPEN_OUT.size)
 
         self._propose(request, Create(path), finish)
 

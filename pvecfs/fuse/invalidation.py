@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 from zope.interface import implementer
 
 from pvecfs.fuse import lowlevel
+from pvecfs.fuse.given import GivenNodes
 from pvecfs.fuse.nodes import LINKS
 from pvecfs.fuse.shown import ShownFiles
 from pvecfs.interfaces import IKernelCache
@@ -125,6 +126,7 @@ class KernelCache:
     call what is to be called then at once).
 
     @ivar max_pending: how many names and nodes may wait.
+    @ivar given: what the kernel knows; what it does not know it is not told of.
     @ivar shown: what requests are answered until the kernel was told of a newer content.
     @ivar pause: waits for some seconds, on a lane.
 
@@ -137,6 +139,7 @@ class KernelCache:
         self._replacement: Replacement | None = None
         self._graves = graves
         self.max_pending = max_pending
+        self.given = GivenNodes()
         self.shown = ShownFiles()
         self.pause: Callable[[float], object] = time.sleep
         self._session = 0
@@ -161,6 +164,7 @@ class KernelCache:
         L{run_spare_lane}, L{run_modes} and L{run_listings}."""
         self._session = session
         self._nodes.begin()
+        self.given.begin()
         self.shown.begin()
         self._running = True
 
@@ -221,20 +225,31 @@ class KernelCache:
         if not self._running:
             return
         deleted = [(inode, entry) for inode in delta.deleted if (entry := before.entry(inode)) is not None]
+        given = self.given
         for inode, entry in deleted:
-            if entry.type != DT_DIR:
-                self._graves.bury(known.node_of(inode), entry)
+            node = known.node_of(inode)
+            if entry.type != DT_DIR and node in given:
+                self._graves.bury(node, entry)
+        unknown = {entry.inode for entry in delta.stored if self._is_unknown(numbering.node_of(entry.inode))}
         with self._lock:
             for one in exchanged.values():
                 self._exchanged(after, known, numbering, one)
             for entry in delta.stored:
                 if entry.inode not in exchanged:
-                    self._stored(before.entry(entry.inode), entry, after, numbering)
+                    self._stored(before.entry(entry.inode), entry, after, numbering, entry.inode not in unknown)
             for _, entry in deleted:
                 self._name(known.node_of(entry.parent), entry.name)
             if self._names + len(self._pending) > self.max_pending:
                 self._take_back_everything()
             self._wake_a_lane()
+
+    def _is_unknown(self, node: int) -> bool:
+        """Whether the kernel does not know C{node}, after a publication: then nothing older is shown of it."""
+        if node in self.given:
+            return False
+        if node in self.shown.by_node:
+            self.shown.overrule(node)
+        return True
 
     def _exchanged(self, after: Tree, known: Numbering, numbering: Numbering, one: Exchanged) -> None:
         """The kernel may know the file that is gone, by C{known}, the old numbering. It cannot know the new one.
@@ -251,19 +266,22 @@ class KernelCache:
             work.attributes = work.data = True
             work.parents.add(known.node_of(old.parent))
 
-    def _stored(self, old: Entry | None, entry: Entry, after: Tree, numbering: Numbering) -> None:
+    def _stored(self, old: Entry | None, entry: Entry, after: Tree, numbering: Numbering, known: bool) -> None:
         node_of = numbering.node_of
         if old is None:
             self._name(node_of(entry.parent), entry.name)
             return
-        work = self._work(node_of(entry.inode))
-        work.attributes = True
-        work.parents.add(node_of(old.parent))
-        if old.data != entry.data:
-            work.data = True
-            work.generation = self.shown.generation
-        if (old.parent, old.name) != (entry.parent, entry.name):
-            work.parents.add(node_of(entry.parent))
+        moved = (old.parent, old.name) != (entry.parent, entry.name)
+        if known:
+            work = self._work(node_of(entry.inode))
+            work.attributes = True
+            work.parents.add(node_of(old.parent))
+            if moved:
+                work.parents.add(node_of(entry.parent))
+            if old.data != entry.data:
+                work.data = True
+                work.generation = self.shown.generation
+        if moved:
             self._name(node_of(old.parent), old.name)
             self._name(node_of(entry.parent), entry.name)
             if entry.type == DT_DIR:  # what is in it may have become private
@@ -292,17 +310,6 @@ class KernelCache:
         """Tell now that the attributes of C{node} have changed; needs no lock of the kernel, so it never waits."""
         if self._running:
             lowlevel.notify_inode(self._session, node, -1, 0)
-
-    def show_published(self, node: int) -> bool:
-        """Before the answer to a lookup: show what is published of C{node} if the kernel does not know it yet, for then
-        there is nothing that would not fit. Never waits, as L{attributes_changed}.
-
-        @return: C{True} if something else would have been shown. The tree has to be taken again.
-        """
-        if node not in self.shown.by_node or lowlevel.notify_inode(self._session, node, -1, 0) != -ENOENT:
-            return False
-        self.shown.overrule(node)
-        return True
 
     def forget_content(self, node: int) -> None:
         """Take back the pages of C{node}."""
@@ -375,6 +382,8 @@ class KernelCache:
         return work
 
     def _name(self, parent: int, name: bytes) -> None:
+        if parent not in self.given:
+            return
         work = self._work(parent)
         work.data = True  # the listing
         if name not in work.names:
@@ -543,6 +552,8 @@ class KernelCache:
 
         @return: whether the kernel knew C{node}.
         """
+        if node not in self.given:
+            return False
         result = self._inode(node, offset)
         if result == -ENOENT and parents:
             for parent in parents:
@@ -554,13 +565,15 @@ class KernelCache:
         os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
         tree, numbering = self._nodes.published()
         node_of = numbering.node_of
-        for entry in tree.entries():
+        entries = [entry for entry in tree.entries() if node_of(entry.inode) in self.given]
+        for entry in entries:
             self._inode(node_of(entry.inode), 0)
-        for entry in tree.entries():  # for lookups that were on their way, see the module's text
+        for entry in entries:  # for lookups that were on their way, see the module's text
             if entry.type == DT_DIR:
                 self._entry(node_of(entry.inode), _BARRIER)
                 for inode in tree.children(entry.inode).values():
-                    self._inode(node_of(inode), 0)
+                    if (node := node_of(inode)) in self.given:
+                        self._inode(node, 0)
         os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
         for node in self.shown.until(generation):
             known = self._nodes.find(node)[1]
@@ -575,10 +588,11 @@ class KernelCache:
         with self._lock:
             if not self._running:
                 return
-            directories = [entry.inode for entry in tree.entries() if entry.type == DT_DIR]
+            nodes = (numbering.node_of(entry.inode) for entry in tree.entries() if entry.type == DT_DIR)
+            directories = [node for node in nodes if node in self.given]
             countdown = _Countdown(self._lock, len(directories), _ThenAll(work.then))
-            for inode in directories:
-                again = self._work(numbering.node_of(inode))
+            for node in directories:
+                again = self._work(node)
                 again.children = True
                 again.then.append(countdown)
             work.then = []
@@ -588,7 +602,8 @@ class KernelCache:
         for inode in inodes:
             if not self._running:
                 return
-            self._inode(numbering.node_of(inode), -1)
+            if (node := numbering.node_of(inode)) in self.given:
+                self._inode(node, -1)
 
     def _inode(self, node: int, offset: int) -> int:
         result: int = lowlevel.notify_inode(self._session, node, offset, 0)
