@@ -536,8 +536,12 @@ class PublicationTests(unittest.SynchronousTestCase):
             reactor, self.view, proposer, Attributes(0, 0), graves, self.cache, self.nodes, alone=False
         )
         self.answers: list[Any] = []
-        self.patch(filesystem, "reply_buf", lambda _request, data, _size: self.answers.append(data) or 0)
+        self.patch(filesystem, "reply_buf", self.reply)
         self.patch(filesystem, "reply_err", lambda _request, number: self.answers.append(number))
+
+    def reply(self, _request: int, data: Any, _size: int) -> int:
+        self.answers.append(data)
+        return 0
 
     def look(self) -> tuple[dict[bytes, int], Any, Any, bool]:
         """What the kernel would learn now: node ids of names (0: no such name), as answered; the old node's content
