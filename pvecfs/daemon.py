@@ -43,6 +43,7 @@ from pvecfs.node.ledger import Ledger
 from pvecfs.node.local import LocalProposer
 from pvecfs.node.status import StatusService
 from pvecfs.node.view import NodeView
+from pvecfs.placement import ThreadPlacement
 from pvecfs.replica.application import GroupApplication
 from pvecfs.replica.dcdb import TreeReplica
 from pvecfs.replica.kvstore import StatusReplica
@@ -329,6 +330,10 @@ class NodeService(Service):
             self._reactor.callWhenRunning(latency.start)
             mount.on_burst.append(latency.want)
             self._stop_steps.append(("the processors' latency", latency.stop))
+        if not in_cluster and not options["no-cpu-affinity"]:
+            placement = ThreadPlacement(self._reactor, lambda: store.thread_id)
+            mount.on_burst.append(placement.want)
+            self._stop_steps.append(("the threads' placement", placement.stop))
         _log.info(
             "node {name} ({address}), {mode}, {count} entries, on {mountpoint}",
             name=name,

@@ -89,6 +89,7 @@ class Options(usage.Options):
         ["no-ipc", None, "Offer no libqb service."],
         ["no-realtime", None, "In a cluster, leave all threads at normal priority."],
         ["no-cpu-latency", None, "Let idle processors sleep as they like while changes come."],
+        ["no-cpu-affinity", None, "In local mode, let threads move between processors while changes come."],
     ]
     optParameters: ClassVar = [
         ["mountpoint", None, "/etc/pve", "Where to mount.", path("mountpoint")],

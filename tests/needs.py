@@ -64,6 +64,11 @@ def needs_realtime() -> Callable[[T], T]:
     return _needs(None)
 
 
+def needs_processors() -> Callable[[T], T]:
+    """That a thread can choose between processors."""
+    return _needs(None if len(os.sched_getaffinity(0)) > 1 else "needs two processors")
+
+
 def needs_cpu_latency() -> Callable[[T], T]:
     """That a wish can be uttered how soon processors wake up."""
     return _needs(None if os.access(DEVICE, os.R_OK | os.W_OK) else f"needs {DEVICE}")

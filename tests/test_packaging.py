@@ -39,6 +39,7 @@ OPTIONS = [
     "no-ipc",
     "no-realtime",
     "no-cpu-latency",
+    "no-cpu-affinity",
     "rrd-dir",
     "rrdcached-socket",
     "max-size",
