@@ -27,10 +27,10 @@ BEGIN = 0.012
 WATCH = 0.02
 """Seconds between two looks at how long they had to wait."""
 
-WAITED = 0.25
+WAITED = 0.4
 """The share of that time for which a thread may have waited for its processor."""
 
-REST = 1.0
+REST = 0.2
 """Seconds for which they are left alone, if it was more."""
 
 _LAST_CACHE = "/sys/devices/system/cpu/cpu{}/cache/index3/shared_cpu_list"
