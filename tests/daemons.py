@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "from twisted.scripts.twistd import run; run()"
@@ -152,6 +155,9 @@ def abort_connection(path: Path) -> None:
                     control.write_text("1")
 
 
-def temporary_base() -> Path:
-    """A short-named new directory: paths of sockets are limited to 107 bytes."""
-    return Path(tempfile.mkdtemp(prefix="pvecfs-"))
+def temporary_base(case: SynchronousTestCase) -> Path:
+    """A short-named new directory until C{case} is over: paths of sockets are limited to 107 bytes. What is cleaned up
+    in it has to be told after this."""
+    base = Path(tempfile.mkdtemp(prefix="pvecfs-"))
+    case.addCleanup(shutil.rmtree, base, ignore_errors=True)
+    return base

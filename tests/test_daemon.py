@@ -43,8 +43,7 @@ class DaemonCase(TestCase):
     timeout = 120
 
     def setUp(self) -> None:
-        self.base = temporary_base()
-        self.addCleanup(shutil.rmtree, self.base, ignore_errors=True)
+        self.base = temporary_base(self)
         self.daemon = self.new_daemon()
 
     def new_daemon(self, *options: str) -> DaemonProcess:

@@ -77,7 +77,7 @@ class AloneTests(TestCase):
     timeout = 60 + 4 * SECONDS
 
     def setUp(self) -> None:
-        base = temporary_base()
+        base = temporary_base(self)
         self.daemon = DaemonProcess(base)
         self.addCleanup(self.daemon.clean)
         self.daemon.start()

@@ -122,7 +122,7 @@ class DaemonTests(SynchronousTestCase):
     """The daemon in local mode. Other processes may utter wishes too, for moments."""
 
     def started(self, *options: str) -> DaemonProcess:
-        base = temporary_base()
+        base = temporary_base(self)
         daemon = DaemonProcess(base, "--local", *options)
         self.addCleanup(daemon.clean)
         daemon.start()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -126,8 +125,7 @@ class LeakCase(TestCase):
 class DaemonLeaks(LeakCase):
     def test_daemon(self) -> None:
         """Operations of the mount, special files, IPC connections and requests, status values, log entries."""
-        base = temporary_base()
-        self.addCleanup(shutil.rmtree, base, ignore_errors=True)
+        base = temporary_base(self)
         daemon = DaemonProcess(base, "--local")
         self.addCleanup(daemon.clean)
         daemon.start()

@@ -223,7 +223,7 @@ class DaemonTests(SynchronousTestCase):
     """The daemon in local mode."""
 
     def started(self, *options: str) -> DaemonProcess:
-        daemon = DaemonProcess(temporary_base(), "--local", *options)
+        daemon = DaemonProcess(temporary_base(self), "--local", *options)
         self.addCleanup(daemon.clean)
         daemon.start()
         return daemon

@@ -34,8 +34,7 @@ class PosixTests(TestCase):
     maxDiff = None
 
     def setUp(self) -> None:
-        self.base = temporary_base()
-        self.addCleanup(shutil.rmtree, self.base, ignore_errors=True)
+        self.base = temporary_base(self)
         os.chmod(self.base, 0o755)  # for the other users
         self.daemon = DaemonProcess(self.base, "--local")
         self.addCleanup(self.daemon.clean)

@@ -11,8 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from tests.daemons import DaemonProcess, abort_connection, temporary_base
+from tests.daemons import DaemonProcess, abort_connection
 
 SMALL = "512k"
 """A file has at most 1 MiB."""
@@ -46,7 +48,7 @@ EXPECTED = {"file-ioctl": "FIOQSIZE: the kernel answers from what it remembers o
 
 
 def main(seconds: str = "2") -> int:
-    base = temporary_base()
+    base = Path(tempfile.mkdtemp(prefix="pvecfs-"))
     os.chmod(base, 0o755)
     daemon = DaemonProcess(base, "--local")
     wrong = 0
