@@ -145,7 +145,7 @@ def survey(path: str, alone: bool) -> Survey:
             _examine(path, alone, found)
         except StoreError as error:
             cause = error.__cause__
-            if not isinstance(cause, sqlite3.Error) or cause.sqlite_errorcode & 0xFF not in _DAMAGE:
+            if not isinstance(cause, sqlite3.Error) or rows.primary_code(cause) not in _DAMAGE:
                 raise
             found.problems.append(str(error))
     if found.problems and alone:

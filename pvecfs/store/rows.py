@@ -248,16 +248,20 @@ def check_schema(connection: sqlite3.Connection, path: str) -> bool:
     return False
 
 
+def primary_code(error: sqlite3.Error) -> int | None:
+    """SQLite's primary result code (SQLITE_BUSY and so on), C{None} if Python's module raised this by itself."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code & 0xFF if isinstance(code, int) else None
+
+
 def is_busy(error: sqlite3.Error) -> bool:
     """Whether a transaction could not begin, as another program is in the middle of one."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_BUSY
+    return primary_code(error) == sqlite3.SQLITE_BUSY
 
 
 def error_of(error: sqlite3.Error, path: str) -> StoreError:
     """What an error of SQLite's means: ENOSPC when there is no room, EACCES when not allowed, else EIO."""
-    code = getattr(error, "sqlite_errorcode", None)
-    primary = code & 0xFF if isinstance(code, int) else None
+    primary = primary_code(error)
     number = EIO
     if primary == sqlite3.SQLITE_FULL or (primary == sqlite3.SQLITE_IOERR and _is_full(path)):
         number = ENOSPC
