@@ -115,7 +115,6 @@ class ThreadPlacement:
         self._reactor = reactor
         self._other = other
         self._system = system or Linux()
-        self._wanted = False
         self._turn = 0  # of wanting: what was planned in an earlier one is void
         self._not_before = 0.0
         self._refused = False
@@ -125,13 +124,13 @@ class ThreadPlacement:
 
     def want(self, wanted: bool) -> None:
         """Whether changes come."""
-        self._wanted = wanted
         self._turn += 1
         if not wanted:
             self._release()
         elif not self._refused:
             turn = self._turn
-            self._reactor.callLater(BEGIN, lambda: self._keep(turn))
+            delay = max(BEGIN, self._not_before - self._reactor.seconds())
+            self._reactor.callLater(delay, lambda: self._keep(turn))
 
     def stop(self) -> None:
         """For good."""
@@ -139,7 +138,7 @@ class ThreadPlacement:
         self.want(False)
 
     def _keep(self, turn: int) -> None:
-        if turn != self._turn or self._reactor.seconds() < self._not_before:
+        if turn != self._turn:
             return
         thread, other = get_native_id(), self._other()
         if other is None:

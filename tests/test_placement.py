@@ -157,6 +157,8 @@ class ThreadPlacementTests(SynchronousTestCase):
         self.placement.want(False)
         self.series()
         self.assertEqual(self.system.may, self.before, "another series, too soon")
+        self.clock.advance(REST)
+        self.assertEqual(self.kept(), ({2}, {5}), "it has gone on")
         self.placement.want(False)
         self.clock.advance(REST)
         self.series()
