@@ -7,9 +7,10 @@ before it gives the next input (a failed multicast is an input of its own, L{Gro
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
+
+from pvecfs.record import record
 
 if TYPE_CHECKING:
     from pvecfs.replica.status import StatusSnapshot
@@ -39,7 +40,7 @@ class Weight(Enum):
     """Log it: a single UPDATE, a NORMAL message that nobody waits for."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Multicast:
     """Send C{message} to the group. Messages go out in the order of these effects, always."""
 
@@ -47,7 +48,7 @@ class Multicast:
     weight: Weight = Weight.ORDINARY
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MulticastSeries:
     """Send C{multicasts}, in order. They are made while they are sent, once, since they may be a hundred thousand;
     other inputs may come meanwhile. NORMAL messages that are asked for later go out between them, since callers wait
@@ -56,7 +57,7 @@ class MulticastSeries:
     multicasts: Iterator[Multicast]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Leave:
     """Leave the group, keeping the connection; when we are out, join again.
 
@@ -68,14 +69,14 @@ class Leave:
     delay: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Halt:
     """Leave the group and stay out until the daemon restarts."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Log:
     """Write a log line."""
 
@@ -83,14 +84,14 @@ class Log:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FailWaiting:
     """Acknowledge every local operation that still waits for its own message with C{-errno}."""
 
     errno: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Commit:
     """dcdb: C{delta.tree} is the newest tree; hand its rows to the database.
 
@@ -104,7 +105,7 @@ class Commit:
     outcome: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settle:
     """dcdb: our own message C{count} was delivered and changed nothing: acknowledge its caller with C{outcome}
     (0, or -errno), after everything that was committed before it."""
@@ -113,7 +114,7 @@ class Settle:
     outcome: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ClusterConfChanged:
     """dcdb: C{corosync.conf} was created, written, renamed to or synchronised: bring the host's copy in step, once the
     commit before this effect is done.
@@ -126,7 +127,7 @@ class ClusterConfChanged:
     own: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Send:
     """Asked by an application only: send a NORMAL message, C{subtype} and C{payload}. The machine counts it and makes
     a L{Multicast} of it, or nothing while we are not in the group; a service never sees this effect."""
@@ -135,7 +136,7 @@ class Send:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RoundRobinUpdate:
     """kvstore: give C{value} (text without NUL) to the round-robin sink under C{key} (without C{rrd/})."""
 
@@ -143,7 +144,7 @@ class RoundRobinUpdate:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PublishStatus:
     """kvstore: C{snapshot} is the newest status of the cluster:
     let readers on other threads have it."""

@@ -7,10 +7,10 @@ what is wrong and where; C{encode} of a decoded message gives the bytes that it 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, NamedTuple, Self
 
+from pvecfs.record import record
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
 from pvecfs.tree.errors import MalformedMessage
@@ -93,7 +93,7 @@ class Epoch(NamedTuple):
         return cls._make(EPOCH.unpack_from(data, offset))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Normal:
     """A message of the application.
 
@@ -144,7 +144,7 @@ def _exactly(data: bytes, size: int, what: str) -> None:
         raise MalformedMessage(f"{what}: {len(data)} bytes, {size} needed")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Bare:
     """A state message without a body."""
 
@@ -164,7 +164,7 @@ class _Bare:
         return cls(*head)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Loaded:
     """A state message whose body is the application's."""
 
@@ -183,35 +183,35 @@ class _Loaded:
         return cls(*_decode_state_head(data, cls.TYPE), data[STATE_HEAD_SIZE:])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SyncStart(_Bare):
     """The lowest node asks all members for their states, under its epoch."""
 
     TYPE = MessageType.SYNC_START
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class State(_Loaded):
     """C{payload} is the sender's state: the index of its tree, or its cluster log ring."""
 
     TYPE = MessageType.STATE
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Update(_Loaded):
     """The leader's version of one entry; C{payload} is coded by L{encode_entry} and L{decode_entry}."""
 
     TYPE = MessageType.UPDATE
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UpdateComplete(_Bare):
     """The leader has sent all its updates."""
 
     TYPE = MessageType.UPDATE_COMPLETE
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VerifyRequest:
     """Everyone takes the checksum of its tree at this point of the order, under the sender's C{checksum_id}."""
 
@@ -234,7 +234,7 @@ class VerifyRequest:
         return cls(*head, *_CHECKSUM_ID.unpack_from(data, STATE_HEAD_SIZE))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Verify:
     """The requester's checksum, taken when its own request was delivered to it."""
 
@@ -268,7 +268,7 @@ def _terminated(field: bytes, what: str, offset: int) -> bytes:
     return field[:-1]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChangePayload:
     """Payload of the dcdb subtypes 1 to 6: size, offset, path length, to length, flags; then path, to, data.
 
@@ -359,7 +359,7 @@ def encode_change(change: Change) -> tuple[TreeSubtype, bytes]:
             return TreeSubtype.DELETE, ChangePayload(path).encode()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LockPayload:
     """Payload of UNLOCK_REQUEST and UNLOCK.
 
@@ -380,7 +380,7 @@ class LockPayload:
         return cls(payload[:CHECKSUM_SIZE], _terminated(payload[CHECKSUM_SIZE:], "path", CHECKSUM_SIZE))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ValuePayload:
     """Payload of the kvstore subtype UPDATE: the key in 256 bytes, then the value.
 

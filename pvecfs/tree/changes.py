@@ -6,17 +6,17 @@ and time (seconds, the sender's clock) do not belong to the change: they come wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pvecfs.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Create:
     """Make an empty file."""
 
     path: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Write:
     """Write C{data} at C{offset} (bytes). With C{truncate} the file ends at offset + len(data) exactly."""
 
@@ -26,21 +26,21 @@ class Write:
     truncate: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mkdir:
     """Make an empty directory."""
 
     path: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Delete:
     """Remove a file or an empty directory."""
 
     path: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rename:
     """Give the entry at C{path} the path C{to}, replacing what is there."""
 
@@ -48,7 +48,7 @@ class Rename:
     to: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SetMtime:
     """Set the modification time (seconds since 1970, cut to u32). For locks: renew, or with 0 ask for release."""
 
