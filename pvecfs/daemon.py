@@ -153,6 +153,7 @@ class Cluster:
             self._corosync.quorum.dispatch_pending,
             thread_began=self._realtime.this_thread,
             fell_behind=self._realtime.catch_up,
+            gathering=self._ledger.gathering,
         )
         machine = GroupMachine(application, random.random, verify_interval)
         return GroupService(reactor, connection, machine, instant)

@@ -8,6 +8,7 @@ marked "any thread" needs no lock; all others are called on the reactor thread. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from zope.interface import Attribute, Interface
@@ -83,6 +84,10 @@ class IStore(Interface):
         database is as it was before, and everything fails until L{recover} succeeded.
         """
 
+    def gathering() -> AbstractContextManager[None]:
+        """Around several calls of L{commit} on the reactor thread: their deltas, if they are not very many, are
+        committed together. Nothing may wait inside."""
+
     def synchronise(settled: Settled) -> None:
         """Put all commits made so far on stable storage."""
 
@@ -106,6 +111,9 @@ class ILedger(Interface):
         """C{delta.tree} is the newest tree now. Once its rows are committed it is published, the kernel is told unless
         C{by_mount}, and C{acknowledge(outcome)} is called. If the commit fails, C{acknowledge(-errno)}, and the
         listener's C{commit_failed} is called on the reactor thread with the last committed tree."""
+
+    def gathering() -> AbstractContextManager[None]:
+        """L{IStore.gathering}."""
 
     def settle(acknowledge: Acknowledge, outcome: int) -> None:
         """Call C{acknowledge(outcome)} after everything handed over so far was committed and acknowledged."""

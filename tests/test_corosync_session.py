@@ -7,7 +7,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 from twisted.internet.interfaces import IReadDescriptor
@@ -227,12 +228,21 @@ class ConnectionCase(SynchronousTestCase):
         def fell_behind() -> None:
             self.times_behind += 1
 
+        @contextmanager
+        def gathering() -> Iterator[None]:
+            self.gatherings.append(0)
+            told = len(self.diary.entries)
+            yield
+            self.gatherings[-1] = len(self.diary.entries) - told
+
+        self.gatherings: list[int] = []  # how much was told in each
         self.group = GroupConnection(
             cast(Any, self.reactor),
             b"pve_dcdb_v1",
             self.quorum.dispatch_pending,
             cast(Any, lambda: self.library),
             fell_behind=fell_behind,
+            gathering=gathering,
         )
         self.addCleanup(self.quorum.close)
         self.addCleanup(self.group.close)
@@ -284,6 +294,7 @@ class GroupTests(ConnectionCase):
         self.library.events.extend([message(b"1"), [], message(b"2"), message(b"3")])
         session.doRead()
         self.assertEqual(self.diary.entries[1:], [("message", b"1"), ("message", b"2"), ("message", b"3")])
+        self.assertEqual(self.gatherings, [3])
 
     def test_others_gather(self) -> None:
         """What others send is told at once after a pause, and then together, as long as it goes on."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
 from threading import Thread
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from pvecfs.store.mailbox import Mailbox
+from pvecfs.store.mailbox import MUCH, Mailbox
 
 
 class MailboxTests(SynchronousTestCase):
@@ -15,9 +17,11 @@ class MailboxTests(SynchronousTestCase):
         self.mailbox.open()
         self.addCleanup(self.mailbox.close)
 
-    def put(self, count: int) -> None:
-        for number in range(count):
-            self.mailbox.put(number)
+    def put(self, count: int, together: int = 1) -> None:
+        for first in range(0, count, together):
+            with self.mailbox if together > 1 else nullcontext():
+                for number in range(first, min(first + together, count)):
+                    self.mailbox.put(number)
 
     def test_what_is_there(self) -> None:
         self.mailbox.put(1)
@@ -39,16 +43,67 @@ class MailboxTests(SynchronousTestCase):
         self.mailbox.open()
         self.assertEqual(self.mailbox.take(None), [1])
 
-    def test_every_item_once_in_order(self) -> None:
-        """A thread puts 20,000 items as it likes, in part while we sleep, in part while we are awake."""
-        count = 20_000
-        thread = Thread(target=self.put, args=(count,))
+    def asleep(self) -> Thread:
+        """A receiver that waits; what it got is appended to C{self.got}."""
+        self.got: list[list[int]] = []
+        thread = Thread(target=lambda: self.got.append(self.mailbox.take(30.0)))
         thread.start()
-        got: list[int] = []
-        while len(got) < count and (items := self.mailbox.take(30.0)):
-            got += items
+        while not self.mailbox._asleep:
+            time.sleep(0.001)
+        return thread
+
+    def test_gathering(self) -> None:
+        """Who sleeps is woken when all is there."""
+        thread = self.asleep()
+        with self.mailbox:
+            self.put(3)
+            thread.join(0.05)
+            self.assertEqual(self.got, [])
         thread.join()
-        self.assertEqual(got, list(range(count)))
+        self.assertEqual(self.got, [[0, 1, 2]])
+
+    def test_gathering_much(self) -> None:
+        """It ends when there is much, though more may come."""
+        thread = self.asleep()
+        with self.mailbox:
+            self.put(MUCH)
+            thread.join(30.0)
+            self.assertEqual([len(items) for items in self.got], [MUCH])
+
+    def test_gathering_nothing(self) -> None:
+        """Nobody is woken for nothing; and what comes afterwards wakes at once."""
+        thread = self.asleep()
+        with self.mailbox:
+            pass
+        self.assertTrue(self.mailbox._asleep)
+        self.mailbox.put(1)
+        thread.join()
+        self.assertEqual(self.got, [[1]])
+
+    def test_gathering_fails(self) -> None:
+        thread = self.asleep()
+
+        def fail() -> None:
+            with self.mailbox:
+                self.put(1)
+                raise RuntimeError("whoever gathers has a defect")
+
+        self.assertRaises(RuntimeError, fail)
+        thread.join()
+        self.assertEqual(self.got, [[0]])
+
+    def test_every_item_once_in_order(self) -> None:
+        """A thread puts 20,000 items as it likes, in part while we sleep, in part while we are awake; one by one, or
+        several together."""
+        count = 20_000
+        for together in (1, 3):
+            thread = Thread(target=self.put, args=(count, together))
+            thread.start()
+            got: list[int] = []
+            while len(got) < count and (items := self.mailbox.take(30.0)):
+                got += items
+            thread.join()
+            self.assertEqual(got, list(range(count)))
 
     def test_two_that_put(self) -> None:
         threads = [Thread(target=self.put, args=(3000,)) for _ in range(2)]

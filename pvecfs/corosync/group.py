@@ -6,13 +6,13 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from zope.interface import implementer
 
 from pvecfs.corosync.libcpg import ATOMIC_SIZE, ConfigurationChanged, Event, LibCpg, libcpg
 from pvecfs.corosync.session import Session, SessionReactor
 from pvecfs.errors import CorosyncUnavailable, TryAgain
-from pvecfs.events import Events
 from pvecfs.interfaces import IGroupConnection, IGroupListener
 from pvecfs.log import logger
 from pvecfs.replica.member import Member
@@ -53,6 +53,7 @@ class GroupConnection:
     @param before_dispatch: called before every event that is told to the listener: it handles pending quorum events.
     @param thread_began: called on each session's thread before everything else.
     @param fell_behind: called when messages come faster than they are taken, or waited for much too long.
+    @param gathering: around what is told to the listener at one time.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class GroupConnection:
         library: Callable[[], LibCpg] = libcpg,
         thread_began: Callable[[], None] = lambda: None,
         fell_behind: Callable[[], None] = lambda: None,
+        gathering: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._reactor = reactor
         self._name = group_name
@@ -70,6 +72,7 @@ class GroupConnection:
         self._load = library
         self._thread_began = thread_began
         self._fell_behind = fell_behind
+        self._gathering = gathering
         self._session: Session | None = None
         self._listener: IGroupListener | None = None
         self._member: Member | None = None
@@ -78,7 +81,6 @@ class GroupConnection:
         self._unlooked = 0
         self._unheard = 0
         self._awake_until = 0.0
-        self._events = Events(reactor)
 
     def open(self, listener: IGroupListener) -> None:
         self.close()
@@ -195,27 +197,38 @@ class GroupConnection:
         session.read()
 
     def _readable(self) -> None:
-        session, library = self._session, self._load()
+        session = self._session
         assert session is not None
-        deadline = time.monotonic() + BATCH_SECONDS
         unheard = self._unheard
-        # What is left at the deadline keeps the descriptor readable: there is one byte in the socket for each event.
+        with self._gathering():
+            all_taken = self._take(session)
+        if not all_taken:
+            return
+        if self._unheard < unheard:
+            self._awake_until = self._reactor.seconds() + AWAKE_SECONDS
+        elif self._unheard <= 0 and self._reactor.seconds() >= self._awake_until:
+            session.rest(REST_SECONDS)
+
+    def _take(self, session: Session) -> bool:
+        """Tell what has come, for L{BATCH_SECONDS} at most. What is left then keeps the descriptor readable: there is
+        one byte in the socket for each event.
+
+        @return: whether there was something, and nothing is left.
+        """
+        library = self._load()
+        deadline = time.monotonic() + BATCH_SECONDS
         while (events := library.dispatch(session.handle)) is not None:
             for event in events:
                 self._before_dispatch()
                 if session.closed or self._listener is None:
-                    return
+                    return False
                 self._tell(session, self._listener, event)
             if time.monotonic() > deadline:
                 self._fell_behind()
-                return
+                return False
             if not session.pending:
-                if self._unheard < unheard:
-                    self._awake_until = self._reactor.seconds() + AWAKE_SECONDS
-                    self._events.wait()  # to be committed: the store's thread begins at once
-                elif self._unheard <= 0 and self._reactor.seconds() >= self._awake_until:
-                    session.rest(REST_SECONDS)
-                return
+                return True
+        return False
 
     def _tell(self, session: Session, listener: IGroupListener, event: Event) -> None:
         if not isinstance(event, ConfigurationChanged):

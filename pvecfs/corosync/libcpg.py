@@ -50,9 +50,10 @@ class IoVector(ctypes.Structure):
     _fields_ = (("base", c_char_p), ("length", c_size_t))
 
 
-DeliverFunction = ctypes.CFUNCTYPE(None, c_uint64, POINTER(Name), c_uint32, c_uint32, c_void_p, c_size_t)
+# The group's name, a C{struct cpg_name} *, stays an address: to make an object of it for each message takes time.
+DeliverFunction = ctypes.CFUNCTYPE(None, c_uint64, c_void_p, c_uint32, c_uint32, c_void_p, c_size_t)
 ConfigurationFunction = ctypes.CFUNCTYPE(
-    None, c_uint64, POINTER(Name), c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t
+    None, c_uint64, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t
 )
 
 

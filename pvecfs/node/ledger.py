@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from errno import EIO
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
@@ -109,6 +110,9 @@ class Ledger:
             self._settled(before, delta, acknowledge, outcome, by_mount, failure)
 
         self._store.commit(delta, settled)
+
+    def gathering(self) -> AbstractContextManager[None]:
+        return self._store.gathering()
 
     def settle(self, acknowledge: Acknowledge, outcome: int) -> None:
         with self._lock:

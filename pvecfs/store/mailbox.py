@@ -14,17 +14,26 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+MUCH = 16
+"""Items that the receiver is woken for, though more may come at once."""
+
 _RING = (1).to_bytes(8, sys.byteorder)
 
 
 class Mailbox(Generic[Item]):
-    """A queue with one receiver. No locks: each step on which its order depends is one for the interpreter."""
+    """A queue with one receiver. No locks: each step on which its order depends is one for the interpreter.
+
+    As a context manager, of one thread, it lets what is put inside gather: the receiver, if it sleeps, is not woken
+    before the end, or before there is much. It then has all of it at once, and does not want the interpreter from who
+    still needs it.
+    """
 
     _ear: select.epoll
 
     def __init__(self) -> None:
         self._items: deque[Item] = deque()
         self._asleep = False
+        self._gathering = False
         self._bell = -1
 
     def open(self) -> None:
@@ -44,12 +53,23 @@ class Mailbox(Generic[Item]):
     def put(self, item: Item) -> None:
         """Hand C{item} over. Any thread; never waits."""
         self._items.append(item)
-        if self._asleep:
-            self._asleep = False
-            try:
-                os.write(self._bell, _RING)
-            except OSError:
-                return  # it has taken this last item and closed
+        if self._asleep and (not self._gathering or len(self._items) >= MUCH):
+            self._ring()
+
+    def _ring(self) -> None:
+        self._asleep = False
+        try:
+            os.write(self._bell, _RING)
+        except OSError:
+            return  # it has taken the last item and closed
+
+    def __enter__(self) -> None:
+        self._gathering = True
+
+    def __exit__(self, *_: object) -> None:
+        self._gathering = False
+        if self._items and self._asleep:
+            self._ring()
 
     def take(self, patience: float | None) -> list[Item]:
         """All that was put since the last time, in order; waits for it. One thread.

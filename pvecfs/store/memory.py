@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
@@ -76,6 +77,10 @@ class MemoryStore:
     def commit(self, delta: Delta, settled: Settled) -> None:
         """See L{IStore}."""
         self._submit(delta, settled)
+
+    def gathering(self) -> AbstractContextManager[None]:
+        """See L{IStore}. Nothing is gathered but by C{manual}."""
+        return nullcontext()
 
     def synchronise(self, settled: Settled) -> None:
         """See L{IStore}."""

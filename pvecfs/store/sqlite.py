@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from errno import EINVAL, EIO
 from math import inf
 from threading import Thread, current_thread
@@ -165,6 +165,10 @@ class SqliteStore:
             _tell(settled, self._closed())
         else:
             self._queue.put((delta, settled))
+
+    def gathering(self) -> AbstractContextManager[None]:
+        """See L{IStore}."""
+        return self._queue
 
     def synchronise(self, settled: Settled) -> None:
         """See L{IStore}."""
