@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from errno import EACCES, EEXIST, EINVAL, ENOENT
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs.replica.application import GroupApplication, Resync, UpdateReceiver
-from pvecfs.replica.dcdb import TreeReplica
+from pvecfs.replica.dcdb import _MOST_FORESEEN, TreeReplica
 from pvecfs.replica.effects import ClusterConfChanged, Commit, Effect, Level, Log, Send, Settle
 from pvecfs.replica.machine import Mode
 from pvecfs.replica.member import Instant, Member
@@ -33,7 +34,7 @@ from pvecfs.tree.errors import MalformedMessage
 from pvecfs.tree.index import HEADER, ITEM, LastIndex
 from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.replacement import Replacement
-from pvecfs.tree.tree import Tree
+from pvecfs.tree.tree import Applied, Tree
 from tests.bus import Bus, Node
 from tests.wire import Header
 
@@ -48,7 +49,8 @@ def grown(tree: Tree, *changes: Change, writer: int = 1, mtime: int = 10) -> Tre
     return tree
 
 
-BASE = grown(Tree.new(1), Mkdir(b"priv"), Mkdir(b"priv/lock"), Mkdir(b"d"), Create(b"f"), Write(b"f", b"text"))
+_BEGINNING = Mkdir(b"priv"), Mkdir(b"priv/lock"), Mkdir(b"d"), Create(b"f"), Write(b"f", b"text")
+BASE = grown(Tree.new(1), *_BEGINNING)
 
 
 def from_nothing(tree: Tree) -> bytes:
@@ -73,6 +75,180 @@ class ReplicaCase(SynchronousTestCase):
         subtype, payload = change if isinstance(change, tuple) else encode_change(change)
         self.count += 1
         return self.replica.deliver(Normal(1, 77, subtype, self.count, payload), sender, own, lowest, now)
+
+
+class Foreseen(ReplicaCase):
+    """Messages of ours that are applied while they are on their way: whatever comes in between, nothing else is told
+    and nothing else becomes of the tree than if they were applied when they came."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.plain = TreeReplica(grown(Tree.new(1), *_BEGINNING), LockClocks())
+        self.plain.quorate = True
+        self.sent: list[Normal] = []
+
+    def send(self, change: Change, foreseen_at: int = 77) -> None:
+        """Send C{change} at 77 seconds, thinking that it is C{foreseen_at}."""
+        subtype, payload = encode_change(change)
+        self.count += 1
+        self.sent.append(Normal(1, 77, subtype, self.count, payload))
+        self.replica.foresee(subtype, payload, A.node_id, foreseen_at)
+
+    def come(self, message: Normal, sender: Member) -> None:
+        """C{message} is delivered: here, and to a replica that foresees nothing."""
+        own = sender == A
+        got = self.replica.deliver(message, sender, own, False, NOW)
+        wanted = self.plain.deliver(message, sender, own, False, NOW)
+        self.assertEqual(len(got), len(wanted))
+        for effect, other in zip(got, wanted, strict=True):
+            if isinstance(effect, Commit):
+                assert isinstance(other, Commit)
+                self.assertEqual((effect.count, effect.outcome), (other.count, other.outcome))
+                self.assertEqual(effect.delta[1:], other.delta[1:])
+                self.assertIs(effect.delta.tree, self.replica.tree)
+            else:
+                self.assertEqual(effect, other)
+        self.assertEqual(self.replica.tree.index(), self.plain.tree.index())
+        self.assertEqual(self.replica.tree.checksum(), self.plain.tree.checksum())
+        self.assertEqual(self.replica.tree.total_bytes, self.plain.tree.total_bytes)
+
+    def foreign(self, change: Change) -> None:
+        subtype, payload = encode_change(change)
+        self.come(Normal(1, 78, subtype, 1, payload), B)
+
+    def deliver_own(self, applied_then: bool) -> None:
+        """The first of what was sent is back. @param applied_then: C{apply} must be called now."""
+        tree = self.replica.tree
+        calls: list[Change] = []
+        apply = Tree.apply
+
+        def noted(self: Tree, change: Change, writer: int, mtime: int) -> Applied:
+            if self is tree:
+                calls.append(change)
+            return apply(self, change, writer, mtime)
+
+        with self.applying(noted):
+            self.come(self.sent.pop(0), A)
+        self.assertEqual(len(calls), 1 if applied_then else 0)
+
+    @contextmanager
+    def applying(self, noted: Callable[[Tree, Change, int, int], Applied]) -> Iterator[None]:
+        patch = self.patch(Tree, "apply", noted)
+        try:
+            yield
+        finally:
+            patch.restore()
+
+    def test_nothing_is_seen_before(self) -> None:
+        self.send(Write(b"f", b"new"))
+        self.assertIs(self.replica.tree, BASE)
+
+    def test_alone(self) -> None:
+        self.send(Write(b"f", b"new"))
+        self.deliver_own(applied_then=False)
+
+    def test_one_after_another(self) -> None:
+        for change in Create(b"n"), Write(b"n", b"1"), Rename(b"n", b"m"), Mkdir(LOCK), SetMtime(LOCK, 99), Delete(b"m"):
+            self.send(change)
+        while self.sent:
+            self.deliver_own(applied_then=False)
+
+    def test_another_node_was_first(self) -> None:
+        self.send(Create(b"n"))
+        self.send(Write(b"n", b"mine"))
+        self.foreign(Create(b"n"))
+        self.deliver_own(applied_then=True)
+        self.deliver_own(applied_then=True)
+        self.send(Write(b"n", b"again"))
+        self.deliver_own(applied_then=False)
+
+    def test_what_changes_nothing_does_no_harm(self) -> None:
+        self.send(Write(b"f", b"mine"))
+        self.foreign(Create(b"f"))
+        self.deliver_own(applied_then=False)
+
+    def test_refused(self) -> None:
+        for change in Create(b"f"), Delete(b"nothing"), Write(b"f", b"x"), Rename(b"f", b"f"), Write(b"f", b"y"):
+            self.send(change)
+        self.deliver_own(applied_then=True)
+        self.deliver_own(applied_then=True)
+        for _ in range(3):
+            self.deliver_own(applied_then=False)
+
+    def test_never_came(self) -> None:
+        """A message that was not sent after all, or whose group we left: those after it are applied when they come."""
+        self.send(Create(b"lost"))
+        self.send(Write(b"f", b"x"))
+        del self.sent[0]
+        self.deliver_own(applied_then=True)
+        self.send(Write(b"f", b"y"))
+        self.deliver_own(applied_then=False)
+
+    def test_the_same_twice(self) -> None:
+        self.send(Write(b"f", b"x"))
+        self.send(Write(b"f", b"x"))
+        self.deliver_own(applied_then=False)
+        self.deliver_own(applied_then=False)
+
+    def test_another_second(self) -> None:
+        """The message says 77 seconds, and that counts."""
+        self.send(Write(b"f", b"x"), foreseen_at=78)
+        self.deliver_own(applied_then=True)
+        self.assertEqual(self.replica.tree.root.mtime, 77)
+
+    def test_foreseen_by_one_who_is_not_the_sender(self) -> None:
+        self.send(Write(b"f", b"x"))
+        message = self.sent.pop()
+        self.come(message, B)
+        self.assertEqual(self.replica.tree.root.writer, B.node_id)
+
+    def test_taken_back(self) -> None:
+        """A commit failed meanwhile."""
+        self.send(Write(b"f", b"x"))
+        other = grown(BASE, Write(b"f", b"committed"))
+        self.replica.reset(other)
+        self.plain.reset(grown(BASE, Write(b"f", b"committed")))
+        self.deliver_own(applied_then=True)
+
+    def test_malformed(self) -> None:
+        self.replica.foresee(1, b"x", 1, 77)
+        self.replica.foresee(99, ChangePayload(b"f").encode(), 1, 77)
+        self.replica.foresee(1, ChangePayload(None).encode(), 1, 77)
+        self.send(Write(b"f", b"x"))
+        self.deliver_own(applied_then=False)
+
+    def test_many(self) -> None:
+        """Only so many are kept; the others are applied when they come."""
+        for number in range(_MOST_FORESEEN + 2):
+            self.send(Write(b"f", b"%d" % number))
+        for number in range(_MOST_FORESEEN + 2):
+            self.deliver_own(applied_then=number >= _MOST_FORESEEN)
+
+    def test_any_order(self) -> None:
+        random_ = random.Random(7)
+        names = [b"f", b"n", b"d", b"d/n", LOCK]
+        for _ in range(1500):
+            change = random_.choice(
+                (
+                    Create(random_.choice(names)),
+                    Mkdir(random_.choice(names)),
+                    Delete(random_.choice(names)),
+                    Rename(random_.choice(names), random_.choice(names)),
+                    Write(
+                        random_.choice(names),
+                        b"%d" % random_.randrange(9),
+                        random_.randrange(3),
+                        random_.random() < 0.5,
+                    ),
+                )
+            )
+            turn = random_.random()
+            if turn < 0.4:
+                self.send(change)
+            elif turn < 0.5:
+                self.foreign(change)
+            elif self.sent:
+                self.come(self.sent.pop(0), A)
 
 
 class Delivery(ReplicaCase):

@@ -220,6 +220,10 @@ class GroupService(Service):
         call that comes too early for that reason finds nothing to do.)"""
         return self._clock().monotonic
 
+    def wall(self) -> int:
+        """Seconds since 1970, as our messages say them."""
+        return self._clock().wall
+
     def send(self, subtype: int, payload: bytes, failed: Callable[[], None] | None = None) -> int:
         """Multicast a NORMAL message, behind all that was asked for before it.
 
@@ -621,9 +625,11 @@ class ClusterProposer:
             if self._waiting.pop(number, None) is not None:
                 proposal.acknowledge(-EBUSY)
 
-        number = service.send(*encode_change(change), not_sent)
+        subtype, payload = encode_change(change)
+        number = service.send(subtype, payload, not_sent)
         if number and service.machine.joined:
             self._waiting[number] = proposal
+            self._replica.foresee(subtype, payload, service.machine.own.node_id, service.wall())
         else:
             proposal.acknowledge(-EBUSY)
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from errno import EACCES, EINVAL, ENOENT
+from typing import NamedTuple
 
 from pvecfs.replica.application import Resync, Verdict
 from pvecfs.replica.effects import ClusterConfChanged, Commit, Effect, Level, Log, Send, Settle
 from pvecfs.replica.member import Instant, Member
-from pvecfs.replica.messages import ChangePayload, LockPayload, Normal, TreeSubtype, decode_entry, encode_entry
+from pvecfs.replica.messages import (
+    U32,
+    ChangePayload,
+    LockPayload,
+    Normal,
+    TreeSubtype,
+    decode_entry,
+    encode_entry,
+)
 from pvecfs.tree.changes import Change, Create, Rename, Write
 from pvecfs.tree.entry import ROOT_INODE, Entry
 from pvecfs.tree.errors import MalformedMessage, OperationError, TreeDefect
 from pvecfs.tree.index import Index
 from pvecfs.tree.locks import LockClocks, unlocked
 from pvecfs.tree.paths import split
-from pvecfs.tree.tree import Delta, Tree
+from pvecfs.tree.tree import Applied, Delta, Tree
 
 CLUSTER_CONF = b"corosync.conf"
 
@@ -23,6 +33,31 @@ _TAKEN_BACK = "our tree was taken back in the middle of a synchronisation"
 
 _FIRST_DELAY = 5.0
 _LONGEST_DELAY = 300.0
+
+_MOST_FORESEEN = 32
+"""Messages of ours that are applied in advance: more are on their way only if nobody waits for each."""
+
+
+class _Foreseen(NamedTuple):
+    """A message of ours, applied in advance.
+
+    @ivar before: the tree that it was applied to.
+    """
+
+    before: Tree
+    subtype: int
+    payload: bytes
+    writer: int
+    time: int
+    change: Change
+    applied: Applied
+
+    def is_of(self, message: Normal, writer: int) -> bool:
+        return (self.subtype, self.writer, self.time) == (
+            message.subtype,
+            writer,
+            message.time,
+        ) and self.payload == message.payload
 
 
 class TreeReplica:
@@ -47,6 +82,7 @@ class TreeReplica:
         self._locks = locks
         self._locks_met = False
         self._failed_commits = 0
+        self._foreseen: deque[_Foreseen] = deque()
 
     def reset(self, tree: Tree) -> None:
         """A commit failed: C{tree} is the newest one that the database holds, and the newest of all now."""
@@ -146,6 +182,13 @@ class TreeReplica:
         count = message.count if own else None
         if subtype == TreeSubtype.UNLOCK_REQUEST or subtype == TreeSubtype.UNLOCK:
             return self._unlock(message, sender, count, lowest, now)
+        foreseen = self._foreseen
+        if foreseen:
+            if foreseen[0].before is not self.tree:
+                foreseen.clear()
+            elif foreseen[0].is_of(message, sender.node_id):
+                first = foreseen.popleft()
+                return self._applied(first.change, first.applied, count, now)
         change = ChangePayload.decode(message.payload).change(subtype)
         if change is None:
             if count is None:
@@ -153,11 +196,35 @@ class TreeReplica:
             return (Settle(count, -ENOENT if subtype == TreeSubtype.DELETE else -EINVAL),)
         return self._apply(change, sender.node_id, message.time, count, now)
 
+    def foresee(self, subtype: int, payload: bytes, writer: int, time: int) -> None:
+        """A message of ours is on its way: apply it to the tree that it will find if no other comes before. Nothing of
+        that is seen until it is delivered; and it is the same, byte for byte, as if it was applied then.
+
+        While corosync has the message this node waits anyway. When it is back, somebody waits for us.
+        """
+        foreseen = self._foreseen
+        if foreseen and foreseen[0].before is not self.tree:
+            foreseen.clear()
+        if len(foreseen) >= _MOST_FORESEEN:
+            return
+        tree = foreseen[-1].applied.tree if foreseen else self.tree
+        try:
+            change = ChangePayload.decode(payload).change(subtype)
+            if change is not None:
+                applied = tree.apply(change, writer, time)
+                foreseen.append(_Foreseen(tree, subtype, payload, writer, time & U32, change, applied))
+        except (MalformedMessage, OperationError):
+            return  # that is said when it is delivered
+
     def _apply(self, change: Change, writer: int, mtime: int, count: int | None, now: Instant) -> Sequence[Effect]:
         try:
             applied = self.tree.apply(change, writer, mtime)
         except OperationError as refused:
             return () if count is None else (Settle(count, -refused.errno),)
+        return self._applied(change, applied, count, now)
+
+    def _applied(self, change: Change, applied: Applied, count: int | None, now: Instant) -> Sequence[Effect]:
+        """C{change} was applied to our newest tree."""
         if applied.tree is self.tree:
             return () if count is None else (Settle(count, applied.result),)
         self.tree = applied.tree

@@ -65,8 +65,9 @@ class Mode(Enum):
     """A failure of this program: out until the daemon restarts."""
 
 
-_ENDED = frozenset({Mode.LEAVE, Mode.VERSION_ERROR, Mode.ERROR})
-_JOINED = frozenset({Mode.START_SYNC, Mode.SYNCED, Mode.UPDATE})
+# Tuples: to hash a member of an Enum takes a call of Python.
+_ENDED = (Mode.LEAVE, Mode.VERSION_ERROR, Mode.ERROR)
+_JOINED = (Mode.SYNCED, Mode.START_SYNC, Mode.UPDATE)
 
 
 class _Queued(NamedTuple):

@@ -114,6 +114,18 @@ MUTATIONS = (
         "return refused",
     ),
     Mutation(
+        "what was foreseen is used though another message came first",
+        TreeReplica.deliver,
+        "if foreseen[0].before is not self.tree:",
+        "if False:",
+    ),
+    Mutation(
+        "what was foreseen is used for another message",
+        TreeReplica.deliver,
+        "elif foreseen[0].is_of(message, sender.node_id):",
+        "elif True:",
+    ),
+    Mutation(
         "the lowest version leads",
         TreeReplica.states_collected,
         "leader = max(states, key=rank)",
