@@ -148,7 +148,14 @@ class Foreseen(ReplicaCase):
         self.deliver_own(applied_then=False)
 
     def test_one_after_another(self) -> None:
-        for change in Create(b"n"), Write(b"n", b"1"), Rename(b"n", b"m"), Mkdir(LOCK), SetMtime(LOCK, 99), Delete(b"m"):
+        for change in (
+            Create(b"n"),
+            Write(b"n", b"1"),
+            Rename(b"n", b"m"),
+            Mkdir(LOCK),
+            SetMtime(LOCK, 99),
+            Delete(b"m"),
+        ):
             self.send(change)
         while self.sent:
             self.deliver_own(applied_then=False)
