@@ -13,6 +13,7 @@ from zope.interface import implementer
 from pvecfs.corosync.libcpg import ATOMIC_SIZE, ConfigurationChanged, Event, LibCpg, libcpg
 from pvecfs.corosync.session import Session, SessionReactor
 from pvecfs.errors import CorosyncUnavailable, TryAgain
+from pvecfs.events import Events
 from pvecfs.interfaces import IGroupConnection, IGroupListener
 from pvecfs.log import logger
 from pvecfs.replica.member import Member
@@ -81,6 +82,7 @@ class GroupConnection:
         self._unlooked = 0
         self._unheard = 0
         self._awake_until = 0.0
+        self._events = Events(reactor)
 
     def open(self, listener: IGroupListener) -> None:
         self.close()
@@ -206,6 +208,7 @@ class GroupConnection:
             return
         if self._unheard < unheard:
             self._awake_until = self._reactor.seconds() + AWAKE_SECONDS
+            self._events.wait()  # the store's thread begins at once
         elif self._unheard <= 0 and self._reactor.seconds() >= self._awake_until:
             session.rest(REST_SECONDS)
 

@@ -162,14 +162,12 @@ class Intake:
 
     def doRead(self) -> None:
         for _ in range(AT_ONCE):
-            more = self._take(self._buffer, 1)
+            taken = self._take(self._buffer, 1)
             if self._over:
                 self.rest()
                 return
-            if self._waiting():
-                # What was handed over begins at once, and who is answered asks again soon: see L{pvecfs.events}.
-                more = self._events.wait(self._fd)
-            if not more:
+            # What was handed over begins at once, who was answered goes on at once, and asks again soon.
+            if not taken or not self._events.wait(self._fd):
                 return
 
     def connectionLost(self, reason: Failure) -> None:
