@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from pvecfs.record import record
+from pvecfs.tree.record import record
 
 if TYPE_CHECKING:
     from pvecfs.replica.status import StatusSnapshot

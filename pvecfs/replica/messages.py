@@ -10,10 +10,10 @@ import struct
 from enum import IntEnum
 from typing import ClassVar, NamedTuple, Self
 
-from pvecfs.record import record
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import DT_DIR, DT_REG, Entry
 from pvecfs.tree.errors import MalformedMessage
+from pvecfs.tree.record import record
 
 BASE = struct.Struct("<HHIII")
 """Base header: type, subtype, protocol version, time (sender's clock, seconds), reserved."""

@@ -6,7 +6,7 @@ and time (seconds, the sender's clock) do not belong to the change: they come wi
 
 from __future__ import annotations
 
-from pvecfs.record import record
+from pvecfs.tree.record import record
 
 
 @record

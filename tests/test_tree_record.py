@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from pvecfs.record import record
+from pvecfs.tree.record import record
 
 
 @record
