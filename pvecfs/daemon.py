@@ -333,6 +333,7 @@ class NodeService(Service):
             self._stop_steps.append(("the processors' latency", latency.stop))
         if not in_cluster and not options["no-cpu-affinity"]:
             placement = ThreadPlacement(self._reactor, lambda: store.thread_id)
+            mount.on_series.append(placement.begin)
             mount.on_burst.append(placement.want)
             self._stop_steps.append(("the threads' placement", placement.stop))
         _log.info(

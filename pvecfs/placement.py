@@ -21,9 +21,6 @@ from typing import Protocol
 
 from pvecfs.log import logger
 
-BEGIN = 0.012
-"""Seconds of changes after which the threads are kept in place: not for a single one."""
-
 WATCH = 0.02
 """Seconds between two looks at how long they had to wait."""
 
@@ -31,7 +28,7 @@ WAITED = 0.4
 """The share of that time for which a thread may have waited for its processor."""
 
 REST = 0.2
-"""Seconds for which they are left alone, if it was more."""
+"""Seconds for which they are left alone at least, if it was more."""
 
 _LAST_CACHE = "/sys/devices/system/cpu/cpu{}/cache/index3/shared_cpu_list"
 
@@ -115,22 +112,27 @@ class ThreadPlacement:
         self._reactor = reactor
         self._other = other
         self._system = system or Linux()
-        self._turn = 0  # of wanting: what was planned in an earlier one is void
+        self._turn = 0  # counts the ends: what was planned before one is void
+        self._planned = False
         self._not_before = 0.0
         self._refused = False
         self._kept: dict[int, tuple[set[int], set[int]]] = {}  # thread: where it is kept, where it may run
         self._others: set[int] = set()  # threads that there were before
         self._waited: dict[int, float] = {}
 
-    def want(self, wanted: bool) -> None:
-        """Whether changes come."""
-        self._turn += 1
-        if not wanted:
-            self._release()
-        elif not self._refused:
+    def begin(self) -> None:
+        """Many changes come: keep the threads in place, a turn later. May be called again and again while they do."""
+        if not (self._planned or self._kept or self._refused) and self._reactor.seconds() >= self._not_before:
+            self._planned = True
             turn = self._turn
-            delay = max(BEGIN, self._not_before - self._reactor.seconds())
-            self._reactor.callLater(delay, lambda: self._keep(turn))
+            self._reactor.callLater(0, lambda: self._keep(turn))
+
+    def want(self, wanted: bool) -> None:
+        """Whether changes come at all; when they do no more, the threads are let go."""
+        if not wanted:
+            self._turn += 1
+            self._planned = False
+            self._release()
 
     def stop(self) -> None:
         """For good."""
@@ -140,6 +142,7 @@ class ThreadPlacement:
     def _keep(self, turn: int) -> None:
         if turn != self._turn:
             return
+        self._planned = False
         thread, other = get_native_id(), self._other()
         if other is None:
             return
@@ -183,7 +186,6 @@ class ThreadPlacement:
         if any(self._waited[each] - waited[each] > WAITED * WATCH for each in self._kept):
             self._release()
             self._not_before = self._reactor.seconds() + REST
-            self._reactor.callLater(REST, lambda: self._keep(turn))
         else:
             self._reactor.callLater(WATCH, lambda: self._look(turn))
 

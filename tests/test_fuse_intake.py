@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from pvecfs.fuse import lowlevel
-from pvecfs.fuse.intake import AT_ONCE, QUIET, UNDER_WAY, Intake
+from pvecfs.fuse.intake import AT_ONCE, QUIET, SERIES, UNDER_WAY, Intake
 
 
 class MemoryReactor(Clock):
@@ -55,8 +55,11 @@ class IntakeTests(SynchronousTestCase):
         self.patch(lowlevel, "session_process", lambda session, buffer: self.answered.append(session))
         self.reactor = MemoryReactor()
         self.bursts: list[bool] = []
+        self.series: list[int] = []  # how many changes had come
         self.under_way = 0
-        self.intake = Intake(self.reactor, 7, lambda: self.under_way, self.bursts.append)
+        self.intake = Intake(
+            self.reactor, 7, lambda: self.under_way, self.bursts.append, lambda: self.series.append(len(self.submitted))
+        )
         self.submitted: list[object] = []
 
     def receive(self, session: int, buffer: Any) -> int:
@@ -125,6 +128,25 @@ class IntakeTests(SynchronousTestCase):
         self.assertEqual(self.bursts, [True, False, True, False])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def test_series(self) -> None:
+        """It is told of a series, again and again; not of a few changes now and then."""
+
+        def changes(count: int) -> None:
+            for _ in range(count):
+                self.intake.submit(self.submitted.append, "b")
+
+        self.change_on_thread("a")
+        self.reactor.run()
+        changes(SERIES - 2)
+        self.reactor.advance(QUIET)
+        changes(SERIES - 1)
+        self.assertEqual(self.series, [])
+        changes(5)
+        self.assertEqual(self.series, [2 * SERIES - 2])
+        self.reactor.advance(QUIET)
+        changes(SERIES * 3)
+        self.assertEqual(len(self.series), 2)
+
     def test_one_at_a_time(self) -> None:
         """A reactor whose events we cannot wait for comes again for the next one."""
         self.waiting = 2
@@ -142,7 +164,9 @@ class IntakeTests(SynchronousTestCase):
         self.addCleanup(os.close, other)
         self.addCleanup(os.close, others_end)
         poller.register(other, select.EPOLLIN)
-        self.intake = Intake(self.reactor, 7, lambda: self.under_way, self.bursts.append)
+        self.intake = Intake(
+            self.reactor, 7, lambda: self.under_way, self.bursts.append, lambda: self.series.append(len(self.submitted))
+        )
         to_come = [b"x"] * (AT_ONCE + 3)
 
         def process(session: int, buffer: Any) -> None:

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from pvecfs import placement
-from pvecfs.placement import BEGIN, REST, WAITED, WATCH, Linux, ThreadPlacement, processors_of
+from pvecfs.placement import REST, WAITED, WATCH, Linux, ThreadPlacement, processors_of
 from tests.cluster_support import eventually
 from tests.daemons import DaemonProcess, temporary_base
 from tests.needs import needs_fuse, needs_processors
@@ -71,24 +71,34 @@ class ThreadPlacementTests(SynchronousTestCase):
 
     def series(self) -> None:
         self.placement.want(True)
-        self.clock.advance(BEGIN)
+        self.placement.begin()
+        self.clock.advance(0)
 
     def test_where_they_are(self) -> None:
         self.placement.want(True)
+        self.clock.advance(1)
         self.assertEqual(self.system.may, self.before, "a single change")
-        self.clock.advance(BEGIN)
+        self.placement.begin()
+        self.assertEqual(self.system.may, self.before, "what is at hand goes first")
+        self.clock.advance(0)
+        self.assertEqual(self.kept(), ({2}, {5}))
+        self.placement.begin()
+        self.clock.advance(0)
         self.assertEqual(self.kept(), ({2}, {5}))
         self.placement.want(False)
         self.assertEqual(self.system.may, self.before)
         self.clock.advance(10)
         self.assertEqual((self.system.may, self.clock.getDelayedCalls()), (self.before, []))
 
-    def test_one_change_after_the_other(self) -> None:
-        for _ in range(20):
+    def test_over_at_once(self) -> None:
+        for _ in range(2):
             self.placement.want(True)
-            self.clock.advance(BEGIN * 0.6)
-            self.assertEqual(self.system.may, self.before)
+            self.placement.begin()
             self.placement.want(False)
+            self.clock.advance(1)
+            self.assertEqual(self.system.may, self.before)
+        self.series()
+        self.assertEqual(self.kept(), ({2}, {5}))
 
     def test_apart(self) -> None:
         for at, near, place in (
@@ -158,11 +168,10 @@ class ThreadPlacementTests(SynchronousTestCase):
         self.series()
         self.assertEqual(self.system.may, self.before, "another series, too soon")
         self.clock.advance(REST)
+        self.assertEqual(self.system.may, self.before, "it may be over, for all we know")
+        self.placement.begin()
+        self.clock.advance(0)
         self.assertEqual(self.kept(), ({2}, {5}), "it has gone on")
-        self.placement.want(False)
-        self.clock.advance(REST)
-        self.series()
-        self.assertEqual(self.kept(), ({2}, {5}))
 
     def test_waiting_is_over(self) -> None:
         self.series()
@@ -170,6 +179,7 @@ class ThreadPlacementTests(SynchronousTestCase):
         self.clock.advance(WATCH)
         self.assertEqual(self.system.may, self.before)
         self.clock.advance(REST)
+        self.series()
         self.assertEqual(self.kept(), ({2}, {5}))
 
     def test_refused(self) -> None:

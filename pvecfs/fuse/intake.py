@@ -27,6 +27,9 @@ from pvecfs.fuse import lowlevel
 QUIET = 0.005
 """Seconds without a change that end a burst. A program's next change comes within a tenth of that."""
 
+SERIES = 8
+"""Changes within L{QUIET} that are a series: more than a program makes for one thing."""
+
 UNDER_WAY = 0.1
 """Seconds without a change that end a burst though requests still wait for their answers: they may do so for long."""
 
@@ -56,15 +59,22 @@ class Intake:
     @param session: mounted. Its descriptor becomes non-blocking, since two threads may see the same request coming.
     @param waiting: how many requests wait for their answers.
     @param burst: told on the reactor thread that a burst of changes begins (C{True}) or is over.
+    @param series: told on the reactor thread, as long as it lasts, that the burst is a series.
     """
 
     def __init__(
-        self, reactor: IntakeReactor, session: int, waiting: Callable[[], int], burst: Callable[[bool], None]
+        self,
+        reactor: IntakeReactor,
+        session: int,
+        waiting: Callable[[], int],
+        burst: Callable[[bool], None],
+        series: Callable[[], None],
     ) -> None:
         self._reactor = reactor
         self._session = session
         self._waiting = waiting
         self._burst = burst
+        self._series = series
         self._fd: int = lowlevel.session_fd(session)
         self._over = False
         self._thread_takes = Event()
@@ -81,6 +91,8 @@ class Intake:
         """Have the reactor thread make C{call}, which brings in a change: now, if this is that thread. Any thread."""
         if get_ident() == self._reactor_thread:
             self._changes += 1
+            if self._changes == SERIES:
+                self._series()
             call(*arguments)
         else:
             self._thread_takes.clear()

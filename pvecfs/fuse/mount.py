@@ -55,6 +55,7 @@ class FuseMount(Service):
     @ivar on_lost: called on the reactor thread when the mount was taken away from outside (umount).
     @ivar on_burst: each is called on the reactor thread when changes begin to come through the mount (C{True}), and
         when there was none for L{pvecfs.fuse.intake.QUIET} and none is under way (C{False}).
+    @ivar on_series: each is called on the reactor thread while they come one after another, again and again.
 
     @param place: the mountpoint; made if missing.
     @param owner: uid of everything.
@@ -84,6 +85,7 @@ class FuseMount(Service):
         self.kernel_cache = KernelCache(nodes, graves)
         self.on_lost = on_lost
         self.on_burst: list[Callable[[bool], None]] = []
+        self.on_series: list[Callable[[], None]] = []
         self._reactor = reactor
         self._files = FileSystem(
             reactor, view, proposer, Attributes(owner, group), graves, self.kernel_cache, nodes, alone
@@ -156,10 +158,16 @@ class FuseMount(Service):
         for told in self.on_burst:
             told(goes_on)
 
+    def _tell_of_series(self) -> None:
+        for told in self.on_series:
+            told()
+
     def _start_threads(self, session: int) -> None:
         cache = self.kernel_cache
         tells = [cache.run_lane] * LANES + [cache.run_spare_lane, cache.run_modes, cache.run_listings]
-        self._intake = intake = Intake(self._reactor, session, lambda: self._files.waiting, self._tell_of_burst)
+        self._intake = intake = Intake(
+            self._reactor, session, lambda: self._files.waiting, self._tell_of_burst, self._tell_of_series
+        )
         self._files.submit = intake.submit
         count = 1 + len(tells)
         self._pool = pool = _Threads(count, count, "fuse")
