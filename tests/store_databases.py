@@ -80,7 +80,16 @@ class Connections:
     @property
     def transactions(self) -> int:
         """How many transactions the newest connection was asked to commit."""
-        return sum(statement in ("COMMIT", rows.STORE_WITH_ROOT) for statement in self.newest.log)
+        count = 0
+        begun = False
+        for statement in self.newest.log:
+            begun = begun or statement.startswith("BEGIN")
+            if statement == "COMMIT" or (statement in rows.STORE_WITH_ROOT and not begun):
+                count += 1
+                begun = False
+            elif statement == "ROLLBACK":
+                begun = False
+        return count
 
 
 class Gate:

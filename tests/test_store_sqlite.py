@@ -300,6 +300,28 @@ class BatchTests(StoreTestCase):
         self.assertEqual(outcomes, list(range(100)))
         self.assertEqual(self.query("SELECT data FROM tree WHERE inode = 2"), [(b"99",)])
 
+    def test_few_rows_and_many(self) -> None:
+        """Up to 16 are one statement. They are new, then others, then there is one less."""
+        connections = Connections()
+        store, tree = self.opened(connect=connections)
+        for count in (1, 2, 15, 16, 17, 40):
+            names = [b"%d.%d" % (count, number) for number in range(count)]
+            for changes in (
+                [Create(name) for name in names],
+                [Write(name, b"x" * (number * 300)) for number, name in enumerate(names)],
+                [Delete(names[0]), *(Write(name, b"y", 5) for name in names[1:])],
+            ):
+                tree, made = deltas(tree, *changes)
+                delta = Delta(tree, tuple(each.stored[0] for each in made if each.stored), made[0].deleted)
+                before = connections.transactions
+                statements = len(connections.newest.log)
+                store.commit_now(delta)
+                self.assertEqual(connections.transactions - before, 1)
+                if count <= 16 and not delta.deleted:
+                    self.assertEqual(len(connections.newest.log) - statements, 1)
+        store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
     def test_a_row_that_comes_and_goes(self) -> None:
         store, tree = self.opened()
         gate = Gate()

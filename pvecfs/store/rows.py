@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from errno import EACCES, EINVAL, EIO, EISDIR, ENOSPC
+from itertools import chain
 from stat import S_ISDIR, S_ISREG
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
@@ -52,11 +53,13 @@ _UPSERT = (
 )
 # An update in place, not INSERT OR REPLACE: SQLite then leaves alone the pages of a row that stay as they are (a new
 # mtime of a large file costs one page), and frees fewer.
-STORE = "INSERT INTO tree VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?)" + _UPSERT
-STORE_WITH_ROOT = (
-    "INSERT INTO tree VALUES (?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?), (0, 0, ?, ?, ?, ?, '__version__', NULL)" + _UPSERT
-)
-STORE_ROOT = "INSERT INTO tree VALUES (0, 0, ?, ?, ?, ?, '__version__', NULL)" + _UPSERT
+_ENTRY = "(?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?)"
+_ROOT = "(0, 0, ?, ?, ?, ?, '__version__', NULL)"
+STORE = f"INSERT INTO tree VALUES {_ENTRY}{_UPSERT}"
+STORE_ROOT = f"INSERT INTO tree VALUES {_ROOT}{_UPSERT}"
+STORE_WITH_ROOT = tuple(f"INSERT INTO tree VALUES {f'{_ENTRY}, ' * count}{_ROOT}{_UPSERT}" for count in range(17))
+"""So many entries and the root in one statement, which is a transaction of itself. Each statement, and each row of
+C{executemany}, lets go of the interpreter and wants it back, which another thread may have by then."""
 DELETE = "DELETE FROM tree WHERE inode = ?"
 SELECT = (
     "SELECT inode, parent, version, writer, mtime, type, CAST(name AS BLOB), CAST(data AS BLOB) FROM tree"  # any order
@@ -359,15 +362,26 @@ def size(path: str) -> int:
         return 0
 
 
-def store(connection: sqlite3.Connection, stored: Iterable[Entry], deleted: Iterable[int], root: RootRow) -> None:
-    """Write what a change does to the rows. The caller begins and commits the transaction.
+def store(connection: sqlite3.Connection, stored: Collection[Entry], deleted: Collection[int], root: RootRow) -> None:
+    """Write what a change does to the rows. The caller begins and commits the transaction, unless it is one of itself:
+    see L{is_one_statement}.
 
     @param stored: entries inserted or replaced, never the root.
     @param deleted: inodes removed.
     """
-    connection.executemany(DELETE, [(signed(inode),) for inode in deleted])
-    connection.executemany(STORE, map(row_of, stored))
-    connection.execute(STORE_ROOT, root)
+    if deleted:
+        connection.executemany(DELETE, [(signed(inode),) for inode in deleted])
+    if len(stored) < len(STORE_WITH_ROOT):
+        values = chain.from_iterable(map(row_of, stored))
+        connection.execute(STORE_WITH_ROOT[len(stored)], (*values, *root))
+    else:
+        connection.executemany(STORE, map(row_of, stored))
+        connection.execute(STORE_ROOT, root)
+
+
+def is_one_statement(stored: Collection[Entry], deleted: Collection[int]) -> bool:
+    """Whether L{store} does with one statement, and SQLite thus with one transaction."""
+    return not deleted and len(stored) < len(STORE_WITH_ROOT)
 
 
 def read_rows(connection: sqlite3.Connection) -> Iterator[Entry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, suppress
 from errno import EINVAL, EIO
@@ -368,29 +368,20 @@ class SqliteStore:
             raise StoreError(EIO, f"{self.path}: is not open")
         last = deltas[-1]
         root = last.tree.root
-        if len(deltas) == 1 and len(last.stored) == 1 and not last.deleted:
-            # The usual case. One statement is a transaction of itself.
-            entry = last.stored[0]
-            connection.execute(rows.STORE_WITH_ROOT, rows.row_of(entry) + rows.root_row(root, last.synchronised))
-            written = len(entry.data)
-            count = 1
-        else:
-            stored: dict[int, Entry] = {}
-            deleted: dict[int, None] = {}
-            for delta in deltas:
-                for inode in delta.deleted:
-                    stored.pop(inode, None)
-                    deleted[inode] = None
-                for entry in delta.stored:
-                    deleted.pop(entry.inode, None)
-                    stored[entry.inode] = entry
-            if not stored and not deleted and root == self._root and not last.synchronised:
-                return
+        stored: Collection[Entry] = last.stored
+        deleted: Collection[int] = last.deleted
+        if len(deltas) > 1:
+            stored, deleted = _merged(deltas)
+        if not stored and not deleted and root == self._root and not last.synchronised:
+            return
+        begins = not rows.is_one_statement(stored, deleted)
+        if begins:
             connection.execute("BEGIN IMMEDIATE")
-            rows.store(connection, stored.values(), deleted, rows.root_row(root, last.synchronised))
+        rows.store(connection, stored, deleted, rows.root_row(root, last.synchronised))
+        if begins:
             connection.execute("COMMIT")
-            written = sum(len(entry.data) for entry in stored.values())
-            count = len(stored) + len(deleted)
+        written = sum([len(entry.data) for entry in stored])
+        count = len(stored) + len(deleted)
         self._root = root
         if not self._log_bytes:
             self._due = monotonic() + LATEST
@@ -693,6 +684,20 @@ class SqliteStore:
         self._broken = None
 
 
+def _merged(deltas: Iterable[Delta]) -> tuple[Collection[Entry], Collection[int]]:
+    """What C{deltas}, in their order, store and delete in the end: each row once."""
+    stored: dict[int, Entry] = {}
+    deleted: dict[int, None] = {}
+    for delta in deltas:
+        for inode in delta.deleted:
+            stored.pop(inode, None)
+            deleted[inode] = None
+        for entry in delta.stored:
+            deleted.pop(entry.inode, None)
+            stored[entry.inode] = entry
+    return stored.values(), deleted
+
+
 def _write_again(fd: int) -> None:
     """Write the whole file as it is, and have the disk hold it."""
     offset = 0
@@ -727,7 +732,7 @@ def write_new(connection: sqlite3.Connection, tree: Tree) -> None:
     """Write all of C{tree} into a database without rows, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(rows.SCHEMA)
-    entries = (entry for entry in tree.entries() if entry.inode != ROOT_INODE)
+    entries = [entry for entry in tree.entries() if entry.inode != ROOT_INODE]
     rows.store(connection, entries, (), rows.root_row(tree.root))
     connection.execute("COMMIT")
 
