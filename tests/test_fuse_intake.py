@@ -15,7 +15,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from pvecfs.fuse import lowlevel
+from pvecfs.events import BRIEFLY
+from pvecfs.fuse import intake, lowlevel
 from pvecfs.fuse.intake import AT_ONCE, QUIET, SERIES, UNDER_WAY, Intake
 
 
@@ -190,6 +191,11 @@ class IntakeTests(SynchronousTestCase):
         os.read(other, 1)
         self.assertEqual(answered(), 3, "no more came")
         self.assertEqual(to_come, [])
+        to_come += [b"x"] * AT_ONCE
+        self.patch(intake, "monotonic", iter((0.0, 0.0, BRIEFLY)).__next__)
+        os.write(self.pipe[1], b"x")
+        self.waiting = 1
+        self.assertEqual(answered(), 2, "timers have their turn")
 
     def test_thread_answers_what_is_left_lying(self) -> None:
         """The reactor took over and then is kept by something: requests are answered all the same."""

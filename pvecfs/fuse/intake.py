@@ -15,13 +15,14 @@ import select
 from collections.abc import Callable
 from errno import EAGAIN, EINTR
 from threading import Event, get_ident
+from time import monotonic
 from typing import Protocol
 
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pvecfs.events import Events
+from pvecfs.events import BRIEFLY, Events
 from pvecfs.fuse import lowlevel
 
 QUIET = 0.005
@@ -173,13 +174,14 @@ class Intake:
         return "fuse"
 
     def doRead(self) -> None:
+        end = monotonic() + BRIEFLY
         for _ in range(AT_ONCE):
             taken = self._take(self._buffer, 1)
             if self._over:
                 self.rest()
                 return
             # What was handed over begins at once, who was answered goes on at once, and asks again soon.
-            if not taken or not self._events.wait(self._fd):
+            if not taken or not self._events.wait(self._fd) or monotonic() >= end:
                 return
 
     def connectionLost(self, reason: Failure) -> None:

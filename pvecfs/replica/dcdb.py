@@ -87,6 +87,7 @@ class TreeReplica:
     def reset(self, tree: Tree) -> None:
         """A commit failed: C{tree} is the newest one that the database holds, and the newest of all now."""
         self.tree = tree
+        self._foreseen.clear()
 
     # -- synchronisation
 
@@ -141,6 +142,7 @@ class TreeReplica:
         """C{tree} is what the leader's updates have made of the newest one."""
         self._failed_commits = 0
         self.tree = tree
+        self._foreseen.clear()
         self._locks.resynchronised(tree, now.monotonic)
         self._locks_met = True
 
