@@ -58,10 +58,13 @@ class IntakeTests(SynchronousTestCase):
         self.bursts: list[bool] = []
         self.series: list[int] = []  # how many changes had come
         self.under_way = 0
-        self.intake = Intake(
+        self.intake = self.new_intake()
+        self.submitted: list[object] = []
+
+    def new_intake(self) -> Intake:
+        return Intake(
             self.reactor, 7, lambda: self.under_way, self.bursts.append, lambda: self.series.append(len(self.submitted))
         )
-        self.submitted: list[object] = []
 
     def receive(self, session: int, buffer: Any) -> int:
         if not self.waiting:
@@ -165,9 +168,7 @@ class IntakeTests(SynchronousTestCase):
         self.addCleanup(os.close, other)
         self.addCleanup(os.close, others_end)
         poller.register(other, select.EPOLLIN)
-        self.intake = Intake(
-            self.reactor, 7, lambda: self.under_way, self.bursts.append, lambda: self.series.append(len(self.submitted))
-        )
+        self.intake = self.new_intake()
         to_come = [b"x"] * (AT_ONCE + 3)
 
         def process(session: int, buffer: Any) -> None:

@@ -53,11 +53,8 @@ class _Foreseen(NamedTuple):
     applied: Applied
 
     def is_of(self, message: Normal, writer: int) -> bool:
-        return (self.subtype, self.writer, self.time) == (
-            message.subtype,
-            writer,
-            message.time,
-        ) and self.payload == message.payload
+        head = self.subtype, self.writer, self.time
+        return head == (message.subtype, writer, message.time) and self.payload == message.payload
 
 
 class TreeReplica:
@@ -184,13 +181,10 @@ class TreeReplica:
         count = message.count if own else None
         if subtype == TreeSubtype.UNLOCK_REQUEST or subtype == TreeSubtype.UNLOCK:
             return self._unlock(message, sender, count, lowest, now)
-        foreseen = self._foreseen
-        if foreseen:
-            if foreseen[0].before is not self.tree:
-                foreseen.clear()
-            elif foreseen[0].is_of(message, sender.node_id):
-                first = foreseen.popleft()
-                return self._applied(first.change, first.applied, count, now)
+        foreseen = self._still_foreseen()
+        if foreseen and foreseen[0].is_of(message, sender.node_id):
+            first = foreseen.popleft()
+            return self._applied(first.change, first.applied, count, now)
         change = ChangePayload.decode(message.payload).change(subtype)
         if change is None:
             if count is None:
@@ -204,9 +198,7 @@ class TreeReplica:
 
         While corosync has the message this node waits anyway. When it is back, somebody waits for us.
         """
-        foreseen = self._foreseen
-        if foreseen and foreseen[0].before is not self.tree:
-            foreseen.clear()
+        foreseen = self._still_foreseen()
         if len(foreseen) >= _MOST_FORESEEN:
             return
         tree = foreseen[-1].applied.tree if foreseen else self.tree
@@ -217,6 +209,13 @@ class TreeReplica:
                 foreseen.append(_Foreseen(tree, subtype, payload, writer, time & U32, change, applied))
         except (MalformedMessage, OperationError):
             return  # that is said when it is delivered
+
+    def _still_foreseen(self) -> deque[_Foreseen]:
+        """What was applied in advance to our newest tree and on from there: nothing, if another message came first."""
+        foreseen = self._foreseen
+        if foreseen and foreseen[0].before is not self.tree:
+            foreseen.clear()
+        return foreseen
 
     def _apply(self, change: Change, writer: int, mtime: int, count: int | None, now: Instant) -> Sequence[Effect]:
         try:

@@ -202,9 +202,7 @@ class OfflineDatabase:
             move = _NodeMove(tree, old, new, int(self._now()))
             move.run()
             with rows.writing(self.path) as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                rows.store(connection, move.stored, move.deleted, rows.root_row(move.root))
-                connection.execute("COMMIT")
+                rows.commit(connection, move.stored, move.deleted, rows.root_row(move.root))
             return move.actions
 
     def _make_directory(self) -> None:

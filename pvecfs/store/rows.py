@@ -56,7 +56,6 @@ _UPSERT = (
 _ENTRY = "(?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?)"
 _ROOT = "(0, 0, ?, ?, ?, ?, '__version__', NULL)"
 STORE = f"INSERT INTO tree VALUES {_ENTRY}{_UPSERT}"
-STORE_ROOT = f"INSERT INTO tree VALUES {_ROOT}{_UPSERT}"
 STORE_WITH_ROOT = tuple(f"INSERT INTO tree VALUES {f'{_ENTRY}, ' * count}{_ROOT}{_UPSERT}" for count in range(17))
 """So many entries and the root in one statement, which is a transaction of itself. Each statement, and each row of
 C{executemany}, lets go of the interpreter and wants it back, which another thread may have by then."""
@@ -99,7 +98,7 @@ def row_of(entry: Entry) -> Row:
 
 
 def root_row(root: Entry, synchronised: bool = False) -> RootRow:
-    """The parameters of L{STORE_ROOT}: type 4 after a synchronisation, 8 after a change."""
+    """The root's parameters of L{STORE_WITH_ROOT}: type 4 after a synchronisation, 8 after a change."""
     return signed(root.version), root.writer, root.mtime, DT_DIR if synchronised else DT_REG
 
 
@@ -363,25 +362,27 @@ def size(path: str) -> int:
 
 
 def store(connection: sqlite3.Connection, stored: Collection[Entry], deleted: Collection[int], root: RootRow) -> None:
-    """Write what a change does to the rows. The caller begins and commits the transaction, unless it is one of itself:
-    see L{is_one_statement}.
+    """Write what a change does to the rows, in a transaction that the caller has begun.
 
     @param stored: entries inserted or replaced, never the root.
     @param deleted: inodes removed.
     """
     if deleted:
         connection.executemany(DELETE, [(signed(inode),) for inode in deleted])
-    if len(stored) < len(STORE_WITH_ROOT):
-        values = chain.from_iterable(map(row_of, stored))
-        connection.execute(STORE_WITH_ROOT[len(stored)], (*values, *root))
-    else:
+    if len(stored) >= len(STORE_WITH_ROOT):
         connection.executemany(STORE, map(row_of, stored))
-        connection.execute(STORE_ROOT, root)
+        stored = ()
+    connection.execute(STORE_WITH_ROOT[len(stored)], (*chain.from_iterable(map(row_of, stored)), *root))
 
 
-def is_one_statement(stored: Collection[Entry], deleted: Collection[int]) -> bool:
-    """Whether L{store} does with one statement, and SQLite thus with one transaction."""
-    return not deleted and len(stored) < len(STORE_WITH_ROOT)
+def commit(connection: sqlite3.Connection, stored: Collection[Entry], deleted: Collection[int], root: RootRow) -> None:
+    """L{store}, as a transaction. If it fails, the caller rolls back what was begun."""
+    if not deleted and len(stored) < len(STORE_WITH_ROOT):
+        store(connection, stored, deleted, root)  # one statement
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    store(connection, stored, deleted, root)
+    connection.execute("COMMIT")
 
 
 def read_rows(connection: sqlite3.Connection) -> Iterator[Entry]:

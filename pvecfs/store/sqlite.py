@@ -374,12 +374,7 @@ class SqliteStore:
             stored, deleted = _merged(deltas)
         if not stored and not deleted and root == self._root and not last.synchronised:
             return
-        begins = not rows.is_one_statement(stored, deleted)
-        if begins:
-            connection.execute("BEGIN IMMEDIATE")
-        rows.store(connection, stored, deleted, rows.root_row(root, last.synchronised))
-        if begins:
-            connection.execute("COMMIT")
+        rows.commit(connection, stored, deleted, rows.root_row(root, last.synchronised))
         written = sum([len(entry.data) for entry in stored])
         count = len(stored) + len(deleted)
         self._root = root
@@ -673,9 +668,7 @@ class SqliteStore:
                     surplus.append(entry.inode)
                 elif wanted[entry.inode] == entry:
                     del wanted[entry.inode]
-            connection.execute("BEGIN IMMEDIATE")
-            rows.store(connection, wanted.values(), surplus, rows.root_row(tree.root))
-            connection.execute("COMMIT")
+            rows.commit(connection, wanted.values(), surplus, rows.root_row(tree.root))
             self._touch(connection)  # there may have been nothing to write: try whether it can
         except Exception as error:
             self._broken = self._failed(error)

@@ -115,15 +115,15 @@ MUTATIONS = (
     ),
     Mutation(
         "what was foreseen is used though another message came first",
-        TreeReplica.deliver,
-        "if foreseen[0].before is not self.tree:",
+        TreeReplica._still_foreseen,
+        "if foreseen and foreseen[0].before is not self.tree:",
         "if False:",
     ),
     Mutation(
         "what was foreseen is used for another message",
         TreeReplica.deliver,
-        "elif foreseen[0].is_of(message, sender.node_id):",
-        "elif True:",
+        "if foreseen and foreseen[0].is_of(message, sender.node_id):",
+        "if foreseen:",
     ),
     Mutation(
         "the lowest version leads",
