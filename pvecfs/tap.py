@@ -17,6 +17,9 @@ from pvecfs.tree.locks import LIFETIME
 MIB = 1024 * 1024
 DEFAULT_LIMITS = Limits()
 
+MAX_IPC_NAME_BYTES = 107
+"""libqb makes the address of a local socket of it, of which there is no more (unix(7))."""
+
 
 def count(option: str) -> Callable[[str], int]:
     """A conversion for C{option}: a whole number from 1."""
@@ -168,6 +171,8 @@ class Options(usage.Options):
             name = self[option]
             if name is not None and not _is_name(name):
                 raise usage.UsageError(f"--{option} {name!r} is not a name")
+        if len(os.fsencode(self["ipc-name"])) > MAX_IPC_NAME_BYTES:
+            raise usage.UsageError(f"--ipc-name is longer than {MAX_IPC_NAME_BYTES} bytes")
         self._check_places()
 
     def _check_places(self) -> None:

@@ -387,6 +387,9 @@ class WrongInput(DaemonCase):
             return
         self.assertIn("no-such-group", self.refused("--group", "no-such-group"))
 
+    def test_long_ipc_name(self) -> None:
+        self.assertIn("longer than 107 bytes", self.refused("--ipc-name", "n" * 108))
+
     def test_unresolvable_name(self) -> None:
         index = self.daemon.options.index("--node-ip")
         del self.daemon.options[index : index + 2]

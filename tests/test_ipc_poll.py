@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
-from errno import EEXIST, EIO, ENOENT
+from errno import EEXIST, EIO, ENOENT, ENOTSOCK
 from select import POLLHUP, POLLIN, POLLOUT, POLLPRI
 
 from twisted.internet.error import ConnectionDone
@@ -14,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from pvecfs.ipc import libqb
+from pvecfs.ipc import libqb, poll
 from pvecfs.ipc.poll import ACCEPT_PAUSE, GREETING_SECONDS, Descriptor, GreetingDescriptor, ReactorPoll
 
 MAX_GREETINGS = 5
@@ -24,12 +25,18 @@ GREETING = 4
 Called = Callable[[int, int, int], int]
 
 
+def _fail(fd: int) -> None:
+    raise OSError(ENOTSOCK, os.strerror(ENOTSOCK))
+
+
 class ReactorPollTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = MemoryReactorClock()
         self.poll = ReactorPoll(self.reactor, MAX_GREETINGS)
         self.kept: list[object] = []
         self.calls: list[tuple[int, int, int | None]] = []
+        self.in_line: list[int] = []
+        self.patch(poll, "take_urgent_bytes_in_line", self.in_line.append)  # the descriptors here are invented
 
     def function(self, answer: Called | int = 0) -> int:
         """The address of a function that libqb could hand over; it records its calls."""
@@ -121,6 +128,7 @@ class ReactorPollTests(SynchronousTestCase):
 
     def test_greeting_becomes_connection(self) -> None:
         self.listen().doRead()
+        self.assertEqual(self.in_line, [GREETING])
         greeting = self.reader(GREETING)
         self.assertIsInstance(greeting, GreetingDescriptor)
         greeting.doRead()
@@ -129,6 +137,20 @@ class ReactorPollTests(SynchronousTestCase):
         self.assertNotIsInstance(connection, GreetingDescriptor)
         self.assertEqual((greeting.fileno(), len(self.poll)), (-1, 2))
         self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_greeting_is_no_socket(self) -> None:
+        """It is refused: what it sends out of band could stop everything."""
+        self.patch(poll, "take_urgent_bytes_in_line", _fail)
+        results: list[int] = []
+
+        def accept(fd: int, events: int, data: int) -> int:
+            results.append(self.add(GREETING))
+            return 0
+
+        self.add(LISTENING, accept)
+        self.reader(LISTENING).doRead()
+        self.assertEqual((results, len(self.poll)), ([-EIO], 1))
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
 
     def test_greeting_missed(self) -> None:
         """Who says nothing is hung up on."""

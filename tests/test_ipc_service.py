@@ -8,12 +8,14 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
+import unittest
 from errno import (
     EACCES,
     EADDRINUSE,
@@ -231,6 +233,31 @@ class ServiceTests(TestCase):
             os.write(fd, b"xxxxxxxx")  # more than there are
             self.assertEqual(other.get_config(b"user.cfg"), b"while n3 down\n")
         self.assert_unharmed()
+
+    def test_out_of_band_notice(self) -> None:
+        """A client that announces a request out of band does not stop the service."""
+        with Client(self.name) as client, Client(self.name, timeout=5) as other:
+            fd = descriptor_of(client)
+            with _muted(fd):
+                client.send(libqb.REQUEST_HEADER.pack(CONFIG, HEADER + 9) + b"user.cfg\0")
+            with socket.socket(fileno=os.dup(fd)) as connection:
+                try:
+                    connection.send(b"x", socket.MSG_OOB)
+                except OSError as error:
+                    raise unittest.SkipTest(f"no out-of-band bytes on local sockets: {error}") from error
+            self.assertEqual(other.get_config(b"user.cfg"), b"while n3 down\n")
+            self.assertEqual(client.receive()[libqb.REPLY_HEADER.size :], b"while n3 down\n")
+        self.assert_unharmed()
+
+    def test_no_shared_memory(self) -> None:
+        """Who gets no shared memory is refused, and the log says so: libqb does not."""
+        resource.prlimit(self.daemon.process.pid, resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+        with self.assertRaises(OSError):
+            Client(self.name, timeout=5).connect()
+        resource.prlimit(self.daemon.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        self.assert_unharmed()
+        self.daemon.end()
+        self.assertIn(f"IPC client of pid {os.getpid()} got no shared memory", self.daemon.log)
 
     def test_never_reads(self) -> None:
         """A client that asks and never reads is disconnected; others are served meanwhile."""

@@ -11,6 +11,7 @@ returns 1 when it has just freed what the call is about.)
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Callable
 from errno import EEXIST, EIO, ENOENT
@@ -117,6 +118,25 @@ class GreetingDescriptor(Descriptor):
     """A connection that has not said yet who it is. Its time is limited."""
 
     prototype = libqb.SlowDispatch
+
+    def __init__(self, poll: ReactorPoll, fd: int, events: int, function: int, data: int | None) -> None:
+        super().__init__(poll, fd, events, function, data)
+        take_urgent_bytes_in_line(fd)
+
+
+def take_urgent_bytes_in_line(fd: int) -> None:
+    """Have bytes that are sent out of band (C{MSG_OOB}) to the socket C{fd} arrive among the others, for good.
+
+    Such a byte makes a socket readable, but is not among what is read. libqb would wait for the one that announces a
+    request, on the reactor thread, for as long as a client likes.
+
+    @raise OSError: it is no socket.
+    """
+    connection = socket.socket(fileno=fd)
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    finally:
+        connection.detach()  # it is libqb's
 
 
 class ReactorPoll:

@@ -38,10 +38,9 @@ class Connection:
     @ivar complained: a malformed request of it was logged already.
     """
 
-    __slots__ = ("buffer", "complained", "peer", "uid")
+    __slots__ = ("buffer", "complained", "peer")
 
-    def __init__(self, uid: int, peer: Peer, buffer: int) -> None:
-        self.uid = uid
+    def __init__(self, peer: Peer, buffer: int) -> None:
         self.peer = peer
         self.buffer = buffer
         self.complained = False
@@ -144,7 +143,7 @@ class IpcService(Service):
                     count=len(self._connections),
                 )
                 return -ENOMEM
-            self._connections[connection] = Connection(uid, Peer(pid, (uid, gid) != self._owner), buffer)
+            self._connections[connection] = Connection(Peer(pid, (uid, gid) != self._owner), buffer)
         except BaseException:
             _log.failure("an IPC client cannot be accepted")
             return -EIO
@@ -158,8 +157,11 @@ class IpcService(Service):
         return 0
 
     def _connection_destroyed(self, connection: int) -> None:
-        # A connection that fails while it is made is never created nor closed, but destroyed.
-        self._connections.pop(connection, None)
+        # A connection that fails while it is made is never created nor closed, but destroyed. libqb keeps the reason to
+        # itself, but for the client.
+        failed = self._connections.pop(connection, None)
+        if failed is not None:
+            _log.warn("IPC client of pid {pid} got no shared memory: is /dev/shm full?", pid=failed.peer.pid)
 
     def _message_process(self, connection: int, data: int, size: int) -> int:
         try:
