@@ -14,7 +14,7 @@ from pvecfs.replica.application import GroupApplication
 from pvecfs.replica.clusterlog import LogEntry, decode_ring
 from pvecfs.replica.documents import members_document, version_document
 from pvecfs.replica.effects import Effect, Log, PublishStatus, RoundRobinUpdate, Send
-from pvecfs.replica.kvstore import MAX_VALUE, StatusReplica
+from pvecfs.replica.kvstore import MAX_REMOVED, MAX_VALUE, StatusReplica
 from pvecfs.replica.machine import Mode
 from pvecfs.replica.member import Instant, Member
 from pvecfs.replica.messages import Normal, State, StatusSubtype, ValuePayload
@@ -401,6 +401,27 @@ class Membership(Case):
         self.assertIn("3/30", line.text)
         self.assertEqual([entry.node for entry in self.replica.snapshot.log], [b"n1", b"n2"])
         self.assertEqual(sent(self.replica.became_synced(NOW)), [(b"nodeip", b"10.0.0.1\0")])
+
+    def test_states_after_removals(self) -> None:
+        """Who was cut off when a key was removed learns it; also of a key that a former process of this node had."""
+        self.in_cluster()
+        self.replica.set_value(b"a", b"1", NOW)
+        self.replica.set_value(b"b", b"2", NOW)
+        for key in (b"b", b"former", b"c", b"a"):
+            self.replica.set_value(key, b"", NOW)
+        self.replica.set_value(b"c", b"3", NOW)
+        verdict = self.replica.states_collected({N1: self.replica.state()}, N1, NOW)
+        self.assertEqual(sent(verdict.effects), [(b"c", b"3"), (b"b", b""), (b"former", b""), (b"a", b"")])
+
+    def test_remembered_removals(self) -> None:
+        """They are limited in number."""
+        self.in_cluster()
+        for number in range(MAX_REMOVED + 3):
+            self.replica.set_value(b"%d" % number, b"", NOW)
+        verdict = self.replica.states_collected({N1: self.replica.state()}, N1, NOW)
+        self.assertEqual(
+            [key for key, _ in sent(verdict.effects)], [b"%d" % (number + 3) for number in range(MAX_REMOVED)]
+        )
 
     def test_node_id_of_corosync_counts(self) -> None:
         """Our name in the node list may be another than the one we go by."""

@@ -241,6 +241,18 @@ class SinkTests(TestCase):
         )
 
     @inlineCallbacks
+    def test_many_new_files(self) -> Steps:
+        """More than may wait for an answer: those that wait here go on when files were made."""
+        self.start_rrdcached()
+        yield self.until_connected()
+        now = int(time.time())
+        for wave in range(6):
+            for number in range(150):
+                self.sink.update(b"pve2-storage/n1/%d.%d" % (wave, number), b"%d:1:2" % now)
+            yield deferLater(reactor, 0.004 * wave)
+        yield self.until(lambda: len(os.listdir(f"{self.root}/pve-storage-9.0/n1")) == 900, "all of them")
+
+    @inlineCallbacks
     def test_rrdcached_that_may_not_create(self) -> Steps:
         """Then librrd makes the file, and rrdcached updates it from then on."""
         self.start_rrdcached("-P", "UPDATE,FLUSH")

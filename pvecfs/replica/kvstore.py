@@ -22,6 +22,9 @@ from pvecfs.tree.errors import MalformedMessage, OperationError
 MAX_VALUE = 32 * 1024
 """Bytes of the largest value."""
 
+MAX_REMOVED = 256
+"""Removed keys that are remembered; then the one that was removed longest ago is forgotten."""
+
 NODE_ADDRESS = b"nodeip"
 RRD_PREFIX = b"rrd/"
 
@@ -103,6 +106,8 @@ class StatusReplica:
         self._quorate = False
         self._online: frozenset[int] = frozenset()
         self._own = NodeValues()
+        # Keys that this process removed, the newest last: who was cut off at that time still has them.
+        self._removed: dict[bytes, None] = {}
         self._others: dict[int, NodeValues] = {}
         self._addresses: dict[int, bytes] = {}
         self._rrd: dict[bytes, RrdLine] = {}  # oldest arrival first
@@ -140,8 +145,10 @@ class StatusReplica:
             if not is_rrd_line(value):
                 raise OperationError(errno.ENOMEM)
             effects.append(self._rrd_arrived(key, value, now))
-        elif self._own.put(key, value):
-            self._versions_changed()
+        else:
+            self._remember_removal(key, not value)
+            if self._own.put(key, value):
+                self._versions_changed()
         effects.append(Send(StatusSubtype.UPDATE, ValuePayload(key, value).encode()))
         effects.append(self._publish())
         return effects
@@ -213,9 +220,8 @@ class StatusReplica:
             logs.append(entries)
         self._log.merge(logs)
         self._log_part = self._log.newest()
-        effects.extend(
-            Send(StatusSubtype.UPDATE, ValuePayload(key, value).encode()) for key, value in self._own.items()
-        )
+        resent = (*self._own.items(), *((key, b"") for key in self._removed))
+        effects.extend(Send(StatusSubtype.UPDATE, ValuePayload(key, value).encode()) for key, value in resent)
         effects.append(self._publish())
         return Verdict(leader=next(iter(states)), synced=frozenset(states), effects=effects)
 
@@ -261,6 +267,13 @@ class StatusReplica:
             self._others.pop(own.node_id, None)
             self._addresses.pop(own.node_id, None)
             self._versions_changed()
+
+    def _remember_removal(self, key: bytes, removed: bool) -> None:
+        self._removed.pop(key, None)
+        if removed:
+            self._removed[key] = None
+            if len(self._removed) > MAX_REMOVED:
+                del self._removed[next(iter(self._removed))]
 
     def _written(self, priority: int, ident: bytes, tag: bytes, message: bytes, pid: int, now: Instant) -> LogEntry:
         """The next entry of this process. Everyone would drop one that is not newer than our last: if the clock was set

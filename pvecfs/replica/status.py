@@ -54,7 +54,7 @@ class StatusSnapshot:
     @ivar starttime: seconds since 1970 at which the daemon started.
     @ivar clinfo: counter of the changes of cluster information.
     @ivar configuration: None without a cluster, or while it was not read yet.
-    @ivar online: ids of the nodes that are members of the status group.
+    @ivar online: ids of the nodes that were members of the status group at its last change that this node heard of.
     @ivar addresses: published address of each node id that published one.
     @ivar versions: this node first, then the other nodes that have values, by node id.
     @ivar log: the newest entries of the cluster log, newest first, as many as the document shows.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _log = logger("rrd")
 
 MAX_WAITING = 256
-"""Commands that may wait for rrdcached's answer; later updates wait here."""
+"""Commands that may wait for rrdcached's answer; later updates wait here. Two more for each file that is to be made."""
 
 MAX_QUEUED = 4096
 """Updates that may wait here; then the oldest is forgotten."""
@@ -152,14 +152,14 @@ class RoundRobinSink(Service):
         while protocol is not None and self._queue and protocol.waiting < MAX_WAITING:
             update = self._queue.popleft()
             answer = protocol.command(update_command(self._path(update), update.line))
-            answer.addCallbacks(self._answered, self._refused, errbackArgs=(update, protocol))
+            answer.addCallbacks(self._answered, self._refused, errbackArgs=(update,))
         if not self._queue:
             self._overflowed = False
 
     def _answered(self, _: bytes) -> None:
         self._send_queued()
 
-    def _refused(self, failure: Failure, update: Update, protocol: RrdcachedProtocol) -> None:
+    def _refused(self, failure: Failure, update: Update) -> None:
         """rrdcached did not take C{update}: its file is missing, the connection is gone, or the values are bad."""
         if not isinstance(failure.value, Refused):
             if self.running:  # else it was most likely stored: a stop does not wait for answers
@@ -193,7 +193,13 @@ class RoundRobinSink(Service):
         create = protocol.command(create_command(path, start, update.kind.definitions()))
         create.addErrback(lambda failure: None)
         second = protocol.command(update_command(path, update.line))
-        second.addErrback(lambda failure: self._store_directly(update) if self.running else None)
+        second.addCallbacks(self._answered, self._not_created, errbackArgs=(update,))
+
+    def _not_created(self, failure: Failure, update: Update) -> None:
+        if self.running:
+            self._store_directly(update)
+        if isinstance(failure.value, Refused):  # else the connection is gone, and who waits is told so
+            self._send_queued()
 
     # librrd
 

@@ -257,7 +257,13 @@ MUTATIONS = (
     Mutation(
         "values are not sent after a synchronisation",
         StatusReplica.states_collected,
-        "for key, value in self._own.items()",
-        "for key, value in ()",
+        "(*self._own.items(), ",
+        "(",
+    ),
+    Mutation(
+        "removals are not sent after a synchronisation",
+        StatusReplica.states_collected,
+        "for key in self._removed",
+        "for key in ()",
     ),
 )

@@ -727,7 +727,7 @@ class Simulation:
             self._check_status()
 
     def _check_status(self) -> None:
-        """Each node has the others' values, but for those that corosync refused."""
+        """Each node has the others' values, but for those that corosync refused, and none that they removed."""
         for node in self._node_list:
             for other in self._node_list:
                 assert node.status is not None and other.status is not None
@@ -736,6 +736,9 @@ class Simulation:
                 for key, value in node.status.replica._own.items():
                     if _value(other.status, key, node.name) != value:
                         raise Violation(f"node {other.node_id} has not {key!r} of node {node.node_id}, {value!r}")
+                for key in node.status.replica._removed:
+                    if _value(other.status, key, node.name) is not None:
+                        raise Violation(f"node {other.node_id} has {key!r} of node {node.node_id}, which removed it")
 
     def _check_equal(self) -> None:
         """All trees, in memory and stored, are identical."""
