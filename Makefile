@@ -72,8 +72,8 @@ chaos: needs
 	$(VENV)/python -m tests.chaos --minutes $(MINUTES)
 
 reliability: needs
-	PVECFS_CRASH_POINTS=all PVECFS_POSIX=all PVECFS_LEAK_SECONDS=300 $(VENV)/python -m twisted.trial \
-	    tests.test_store_crashpoints tests.test_posix tests.test_leaks
+	PVECFS_CRASH_POINTS=all PVECFS_POSIX=all PVECFS_LEAK_SECONDS=300 FUSE_PAIRS=all $(VENV)/python -m twisted.trial \
+	    tests.test_store_crashpoints tests.test_posix tests.test_leaks tests.test_fuse_crossing
 	if command -v stress-ng >/dev/null; then $(VENV)/python -m tests.posix.stress; fi
 
 bench: needs

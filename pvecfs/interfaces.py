@@ -7,7 +7,7 @@ marked "any thread" needs no lock; all others are called on the reactor thread. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,10 +35,14 @@ Settled = Callable[[Exception | None], None]
 """Told how a commit ended: C{None} when it is in the database, else what failed. Called on the store's thread."""
 
 
+Meant = Collection[int]
+"""Node ids of the entries that the kernel takes a change to be about, and of the directories that they come to."""
+
+
 class IProposer(Interface):
     """Propose a change of the tree: to the cluster where there is one, straight to the tree in local mode."""
 
-    def propose(change: Change, acknowledge: Acknowledge, by_mount: bool = False) -> None:
+    def propose(change: Change, acknowledge: Acknowledge, meant: Meant | None = None) -> None:
         """Submit C{change}; reactor thread only, returns at once.
 
         1. The checks "where a change is submitted" (10-tree.md) run first; a refused change is never sent.
@@ -47,7 +51,8 @@ class IProposer(Interface):
            quorum, EBUSY when the group cannot be reached, EIO (outcome unknown) at the operation's deadline,
            ENOSPC or EIO when the database failed.
 
-        @param by_mount: the change comes from this node's mount, so that the kernel knows of it already.
+        @param meant: the change comes from this node's mount, so that the kernel knows of it already, if these are
+            what it turns out to change: it goes by names, which may lead elsewhere by then.
         """
 
     def synchronise(acknowledge: Acknowledge) -> None:
@@ -107,10 +112,12 @@ class ILedger(Interface):
     newest = Attribute("Tree: the newest applied tree, committed or not yet.")
     writable = Attribute("bool: False from a failed commit until the database could be written again.")
 
-    def commit(delta: Delta, acknowledge: Acknowledge | None = None, outcome: int = 0, by_mount: bool = False) -> None:
+    def commit(
+        delta: Delta, acknowledge: Acknowledge | None = None, outcome: int = 0, meant: Meant | None = None
+    ) -> None:
         """C{delta.tree} is the newest tree now. Once its rows are committed it is published, the kernel is told unless
-        C{by_mount}, and C{acknowledge(outcome)} is called. If the commit fails, C{acknowledge(-errno)}, and the
-        listener's C{commit_failed} is called on the reactor thread with the last committed tree."""
+        it has C{meant} just that, and C{acknowledge(outcome)} is called. If the commit fails, C{acknowledge(-errno)},
+        and the listener's C{commit_failed} is called on the reactor thread with the last committed tree."""
 
     def gathering() -> AbstractContextManager[None]:
         """L{IStore.gathering}."""
@@ -158,14 +165,17 @@ class IKernelCache(Interface):
     """What the kernel remembers of the mount, to be told of changes it cannot know. Any thread, never blocks:
     the work happens on a thread that holds no lock and that nobody waits for (but who takes a lock in C{priv/lock})."""
 
-    def publishing(before: Tree, delta: Delta, by_mount: bool) -> None:
-        """C{delta}, a change of the published tree C{before}, is committed, and will be published next; L{changed}
-        follows unless it came through this mount (C{by_mount}), with no other publication between. In a
-        synchronisation an inode may mean another file than before. Comes before each publication, on the thread that
-        publishes, so it is quick."""
+    def publishing(before: Tree, delta: Delta, meant: Meant | None) -> bool:
+        """C{delta}, a change of the published tree C{before}, is committed, and will be published next, with no other
+        publication between. In a synchronisation an inode may mean another file than before. Comes before each
+        publication, on the thread that publishes, so it is quick.
+
+        @param meant: see L{IProposer.propose}.
+        @return: whether L{changed} has to follow: the kernel does not know of it.
+        """
 
     def changed(before: Tree, after: Tree, delta: Delta) -> None:
-        """The published tree went from C{before} to C{after} by C{delta}, not by a call through this mount."""
+        """The published tree went from C{before} to C{after} by C{delta}, and the kernel does not know of it."""
 
     def modes_changed() -> None:
         """Quorum was won or lost: every mode is different now."""

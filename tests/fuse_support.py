@@ -26,7 +26,7 @@ from typing import Any
 from twisted.trial import unittest
 from zope.interface import implementer
 
-from pvecfs.interfaces import Acknowledge, INodeView, IProposer
+from pvecfs.interfaces import Acknowledge, INodeView, IProposer, Meant
 from pvecfs.tree.admission import Limits, admit
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import Entry
@@ -75,21 +75,21 @@ class MemoryProposer:
         self.locks = LockClocks()
         self.kernel_cache: Any = None
         self.stuck = False
-        self.late: list[tuple[Change, Acknowledge]] = []
+        self.late: list[tuple[Change, Acknowledge, Meant]] = []
         self.first: list[Change] = []
         self.proposed = 0
         self.synchronised = 0
         self.clock = 0.0
 
-    def propose(self, change: Change, acknowledge: Acknowledge, by_mount: bool = False) -> None:
+    def propose(self, change: Change, acknowledge: Acknowledge, meant: Meant | None = None) -> None:
         view = self.view
-        if by_mount:
+        if meant is not None:
             self.proposed += 1
             for earlier in self.first:
                 self.propose(earlier, lambda _: None)
             self.first = []
-        if self.stuck and by_mount:
-            self.late.append((change, acknowledge))
+        if self.stuck and meant is not None:
+            self.late.append((change, acknowledge, meant))
             return
         try:
             tree = view.tree
@@ -101,9 +101,9 @@ class MemoryProposer:
         except OperationError as refused:
             acknowledge(-refused.errno)
             return
-        self.kernel_cache.publishing(tree, applied.delta, by_mount)
+        tell = self.kernel_cache.publishing(tree, applied.delta, meant)
         view.tree = applied.tree
-        if not by_mount:
+        if tell:
             self.kernel_cache.changed(tree, applied.tree, applied.delta)
         acknowledge(applied.result)
 
@@ -205,8 +205,8 @@ def serve(place: str, address: str) -> None:
             proposer.stuck = stuck
             if not stuck:
                 late, proposer.late = proposer.late, []
-                for change, acknowledge in late:
-                    proposer.propose(change, acknowledge, True)
+                for proposal in late:
+                    proposer.propose(*proposal)
             self.answer(0)
 
         def do_held(self, held: bool) -> None:
@@ -231,7 +231,7 @@ def serve(place: str, address: str) -> None:
             entries = [entry for entry in entries if entry is not root]
             after = before.replaced(deleted, entries, root)
             delta = Delta(after, tuple(entries), tuple(deleted), True)
-            mount.kernel_cache.publishing(before, delta, False)
+            mount.kernel_cache.publishing(before, delta, None)
             view.tree = after
             mount.kernel_cache.changed(before, after, delta)
 
@@ -275,7 +275,10 @@ def serve(place: str, address: str) -> None:
                     "late": len(proposer.late),
                     "debug": view.debug,
                     "version": view.tree.version,
-                    "entries": [[e.inode, e.parent, e.type, e.name.decode("latin-1")] for e in view.tree.entries()],
+                    "entries": [
+                        [e.inode, e.parent, e.type, e.name.decode("latin-1"), e.data.decode("latin-1"), e.mtime]
+                        for e in view.tree.entries()
+                    ],
                 }
             )
 
@@ -395,13 +398,23 @@ class MountCase(unittest.SynchronousTestCase):
     def setUp(self) -> None:
         self.node = MountedNode().start()
         self.addCleanup(self.node.stop)
-        self.watchdog = Timer(WATCHDOG_SECONDS, _abort, [self.node.path])
-        self.watchdog.daemon = True
-        self.watchdog.start()
-        self.addCleanup(self.watchdog.cancel)
+        self.watchdog: Timer | None = None
+        self.watch()
+        self.addCleanup(self.unwatch)
         self.tree_path = self.id().rpartition(".")[2]
         self.place = os.path.join(self.node.path, self.tree_path)
         os.mkdir(self.place)
+
+    def watch(self) -> None:
+        """Another L{WATCHDOG_SECONDS} for what comes now."""
+        self.unwatch()
+        self.watchdog = Timer(WATCHDOG_SECONDS, _abort, [self.node.path])
+        self.watchdog.daemon = True
+        self.watchdog.start()
+
+    def unwatch(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.cancel()
 
     def in_place(self, name: str) -> str:
         return os.path.join(self.place, name)

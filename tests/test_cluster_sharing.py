@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tests.needs import needs_corosync, needs_fuse
 ROUNDS = 25
 
 COUNTING_SECONDS = 4.0
+
+SPOOL_SECONDS = 4.0
 
 
 def create_exclusively(path: Path) -> None:
@@ -64,6 +67,36 @@ class SharingTests(ClusterCase):
         eventually(lambda: os.listdir(first) == ["priv"], 5, "deleted")
         eventually(lambda: outcome(lambda: (first / "b").read_text()) == "ENOENT", 5, "b is gone")
         self.settled()
+
+    def test_spool(self) -> None:
+        """One node replaces a file by rename again and again, another takes it by rename, and reads what it took: the
+        tree may have moved another file than the one that the kernel knew when it asked."""
+        one, two = self.node(1), self.node(2)
+        (one.mount / "box").mkdir()
+        eventually((two.mount / "box").is_dir, 5, "the directory")
+        end = time.monotonic() + SPOOL_SECONDS
+
+        def fill() -> None:
+            number = 0
+            while time.monotonic() < end:
+                number += 1
+                (one.mount / "box/tmp").write_bytes(b"%06d" % number)
+                os.rename(one.mount / "box/tmp", one.mount / "box/job")
+
+        filling = threading.Thread(target=fill)
+        filling.start()
+        taken: list[tuple[str, bytes | None]] = []
+        while time.monotonic() < end:
+            name = f"box/work{len(taken)}"
+            try:
+                os.rename(two.mount / "box/job", two.mount / name)
+            except FileNotFoundError:
+                continue
+            taken.append((name, read(two, name)))
+        filling.join()
+        self.settled()
+        self.assertGreater(len(taken), 10)
+        self.assertEqual([(name, read(one, name)) for name, _ in taken], taken)
 
     def test_equal_listings(self) -> None:
         """The mounts show the same tree, modes and private paths too."""

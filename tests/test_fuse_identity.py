@@ -21,6 +21,7 @@ from pvecfs.fuse.graves import Graves
 from pvecfs.fuse.invalidation import KernelCache
 from pvecfs.fuse.lowlevel import ATTR_OUT, DIRENT, ENTRY_OUT
 from pvecfs.fuse.nodes import FIRST_COMPUTED, FIRST_EXCHANGED, NOWHERE, Attributes, NodeIds, Numbering
+from pvecfs.interfaces import Meant
 from pvecfs.node.ledger import Ledger
 from pvecfs.node.view import NodeView
 from pvecfs.store.memory import MemoryStore
@@ -45,7 +46,7 @@ class IdentityTests(MountCase):
     def row(self, name: str) -> Row:
         """Inode, parent, type, name of the only entry called C{name}."""
         (row,) = [row for row in self.node.ask("state")["entries"] if row[3] == name]
-        return row  # type: ignore[no-any-return]  # it is JSON
+        return row[:4]  # type: ignore[no-any-return]  # it is JSON
 
     def remember(self) -> None:
         """Make the kernel know this place: names that are and that are not, attributes, contents, listings."""
@@ -566,10 +567,11 @@ class PublicationTests(unittest.SynchronousTestCase):
         seen = []
         publishing, changed = self.cache.publishing, self.cache.changed
 
-        def publishing_watched(before: Tree, delta: Delta, by_mount: bool) -> None:
+        def publishing_watched(before: Tree, delta: Delta, meant: Meant | None) -> bool:
             seen.append(self.look())
-            publishing(before, delta, by_mount)
+            tell = publishing(before, delta, meant)
             seen.append(self.look())
+            return tell
 
         def changed_watched(before: Tree, after: Tree, delta: Delta) -> None:
             seen.append(self.look())

@@ -73,7 +73,6 @@ CONSTANTS = {
     "FUSE_SET_ATTR_ATIME_NOW": lowlevel.SET_ATIME_NOW,
     "FUSE_SET_ATTR_MTIME_NOW": lowlevel.SET_MTIME_NOW,
     "FOPEN_KEEP_CACHE": lowlevel.FOPEN_KEEP_CACHE,
-    "FOPEN_NOFLUSH": lowlevel.FOPEN_NOFLUSH,
     "FUSE_ROOT_ID": lowlevel.ROOT_NODE,
     "MNT_FORCE": lowlevel.MNT_FORCE,
     "MNT_DETACH": lowlevel.MNT_DETACH,

@@ -287,7 +287,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
     def apply(self, change: Change) -> Applied:
         before = self.view.tree
         applied = before.apply(change, 1, 9)
-        self.cache.publishing(before, applied.delta, False)
+        self.cache.publishing(before, applied.delta, None)
         self.view.tree = applied.tree
         self.cache.changed(before, applied.tree, applied.delta)
         self.look_at_everything()
@@ -337,7 +337,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
             """As L{apply}, but nobody looks at anything."""
             before = self.view.tree
             delta = before.apply(change, 1, 9).delta
-            self.cache.publishing(before, delta, False)
+            self.cache.publishing(before, delta, None)
             self.view.tree = delta.tree
             self.cache.changed(before, delta.tree, delta)
 
@@ -363,7 +363,7 @@ class KernelCacheTests(unittest.SynchronousTestCase):
         before = self.view.tree
         moved = Entry(f - 1, d - 1, 99, 2, 5, DT_REG, b"other", b"")
         delta = Delta(before.replaced((), (moved,), None), (moved,), (), True)
-        self.cache.publishing(before, delta, False)
+        self.cache.publishing(before, delta, None)
         self.view.tree = delta.tree
         self.cache.changed(before, delta.tree, delta)
         self.look_at_everything()

@@ -26,6 +26,7 @@ from pvecfs.fuse.invalidation import ATTEMPTS, KernelCache
 from pvecfs.fuse.lowlevel import ATTR_OUT, ENTRY_OUT
 from pvecfs.fuse.nodes import Attributes, NodeIds
 from pvecfs.fuse.shown import RECENT, Mark, ShownFiles
+from pvecfs.interfaces import Meant
 from pvecfs.tree.changes import Change, Create, Delete, SetMtime, Write
 from pvecfs.tree.entry import DT_REG, Entry
 from pvecfs.tree.tree import Delta, Tree
@@ -160,7 +161,7 @@ class WindowTests(MountCase):
         """The same file with another content; then another file of its inode."""
         self.begin(b"first")
         (row,) = [row for row in self.node.ask("state")["entries"] if row[3] == "f"]
-        inode, parent, kind, _ = row
+        inode, parent, kind = row[:3]
         self.node.ask("synchronise", [], [[inode, parent, 99, 2, 5, kind, "f", "the second, longer"]])
         self.check(b"first")
         self.node.ask("synchronise", [], [[inode, parent, 99, 2, 5, kind, "g", "of another file"]])
@@ -381,7 +382,7 @@ class KernelModel(unittest.SynchronousTestCase):
             self.page = self.ask_page()
         return self.page[: self.size] + bytes(max(0, self.size - len(self.page)))
 
-    def publication(self, change: Change, by_mount: bool = False) -> list[Callable[[], object]]:
+    def publication(self, change: Change, meant: Meant | None = None) -> list[Callable[[], object]]:
         """The steps of a publication."""
         made: list[tuple[Tree, Delta]] = []
 
@@ -389,13 +390,13 @@ class KernelModel(unittest.SynchronousTestCase):
             before = self.view.tree
             delta = before.apply(change, 1, 9).delta
             made.append((before, delta))
-            self.cache.publishing(before, delta, by_mount)
+            self.assertEqual(self.cache.publishing(before, delta, meant), meant is None)
 
         def publish() -> None:
             self.view.tree = made[0][1].tree
 
         def changed() -> None:
-            if not by_mount:
+            if meant is None:
                 self.cache.changed(made[0][0], made[0][1].tree, made[0][1])
 
         return [publishing, publish, changed]
@@ -526,8 +527,8 @@ class FirstLookupTests(KernelModel):
 
 
 class LaneTests(KernelModel):
-    def publish(self, content: bytes, by_mount: bool = False) -> None:
-        self.do(self.publication(Write(b"f", content, 0, True), by_mount))
+    def publish(self, content: bytes, meant: Meant | None = None) -> None:
+        self.do(self.publication(Write(b"f", content, 0, True), meant))
 
     def look(self) -> tuple[int, bytes]:
         """Size and content as answered now, whatever the kernel knows."""
@@ -560,7 +561,7 @@ class LaneTests(KernelModel):
     def test_own_change(self) -> None:
         self.publish(b"bb")
         self.assertEqual(self.look(), (1, b"a"))
-        self.publish(b"own", True)
+        self.publish(b"own", (NODE,))
         self.assertEqual(self.look(), (3, b"own"))
         self.publish(b"dddd")
         self.assertEqual(self.look(), (3, b"own"))
@@ -570,7 +571,7 @@ class LaneTests(KernelModel):
 
     def test_own_change_while_the_kernel_is_told(self) -> None:
         self.publish(b"bb")
-        self.moments = [lambda: self.publish(b"own", True)]
+        self.moments = [lambda: self.publish(b"own", (NODE,))]
         self.lane()
         self.assertEqual((self.look(), self.cache.shown.by_node), ((3, b"own"), {}))
 

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pvecfs.interfaces import IKernelCache, ILedger, ILedgerListener, INodeView, IProposer
+from pvecfs.interfaces import IKernelCache, ILedger, ILedgerListener, INodeView, IProposer, Meant
 from pvecfs.node.ledger import RECOVERY_INTERVAL, Ledger, NoKernelCache, NoLedgerListener
 from pvecfs.node.local import LocalProposer
 from pvecfs.node.view import NodeView
@@ -33,11 +33,12 @@ class DirectReactor(Clock):
 class RecordingCache:
     def __init__(self) -> None:
         self.changes: list[tuple[int, int]] = []
-        self.published: list[tuple[int, int, bool]] = []
+        self.published: list[tuple[int, int, Meant | None]] = []
         self.modes = 0
 
-    def publishing(self, before: Tree, delta: Delta, by_mount: bool) -> None:
-        self.published.append((before.version, delta.tree.version, by_mount))
+    def publishing(self, before: Tree, delta: Delta, meant: Meant | None) -> bool:
+        self.published.append((before.version, delta.tree.version, meant))
+        return meant is None
 
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
         self.changes.append((before.version, after.version))
@@ -73,8 +74,8 @@ class LedgerTests(SynchronousTestCase):
         self.proposer = LocalProposer(self.ledger, Limits(), lambda: self.wall, lambda: self.monotonic, LockClocks())
         self.outcomes: list[tuple[str, int]] = []
 
-    def propose(self, label: str, change: object, by_mount: bool = False) -> None:
-        self.proposer.propose(change, lambda outcome: self.outcomes.append((label, outcome)), by_mount)  # type: ignore[arg-type]  # any change
+    def propose(self, label: str, change: object, meant: Meant | None = None) -> None:
+        self.proposer.propose(change, lambda outcome: self.outcomes.append((label, outcome)), meant)  # type: ignore[arg-type]  # any change
 
     def test_interfaces(self) -> None:
         verifyObject(ILedger, self.ledger)
@@ -109,26 +110,27 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual(self.outcomes[2:], [("third", -EEXIST)])
 
     def test_the_kernel_is_told_of_what_it_cannot_know(self) -> None:
-        self.propose("mount", Create(b"a"), by_mount=True)
+        self.propose("mount", Create(b"a"), meant=(1,))
         self.propose("other", Create(b"b"))
         self.store.settle()
         self.assertEqual(self.cache.changes, [(2, 3)])
-        self.assertEqual(self.cache.published, [(1, 2, True), (2, 3, False)])
+        self.assertEqual(self.cache.published, [(1, 2, (1,)), (2, 3, None)])
 
     def test_the_kernel_cache_hears_of_a_publication_before_it(self) -> None:
-        seen: list[tuple[bool, bool]] = []
+        seen: list[tuple[bool, Meant | None]] = []
 
-        def publishing(before: Tree, delta: Delta, by_mount: bool) -> None:
-            seen.append((self.view.tree is before, by_mount))
+        def publishing(before: Tree, delta: Delta, meant: Meant | None) -> bool:
+            seen.append((self.view.tree is before, meant))
+            return False
 
         self.patch(self.cache, "publishing", publishing)
-        self.propose("mount", Create(b"a"), by_mount=True)
+        self.propose("mount", Create(b"a"), meant=(1,))
         self.propose("other", Create(b"b"))
         self.store.settle()
         self.store.failure = StoreError(ENOSPC, "full")
         self.propose("refused", Create(b"c"))
         self.store.settle()
-        self.assertEqual(seen, [(True, True), (True, False)])
+        self.assertEqual(seen, [(True, (1,)), (True, None)])
 
     def test_failed_commit(self) -> None:
         self.propose("a", Create(b"a"))

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pvecfs.fuse.graves import Graves
     from pvecfs.fuse.invalidation import KernelCache
     from pvecfs.fuse.nodes import NodeIds
-    from pvecfs.interfaces import INodeView, IProposer
+    from pvecfs.interfaces import INodeView, IProposer, Meant
     from pvecfs.tree.tree import Tree
 
 _log = logger("fuse")
@@ -77,7 +77,7 @@ millisecond, if at all. But should ever two wait for one another, nothing hangs.
 _NO_ENTRY = ENTRY_OUT.pack(0, 0, FOREVER, 0, *[0] * 18)
 """There is no such name, and the kernel may remember that."""
 
-_OPENED = OPEN_OUT.pack(0, lowlevel.FOPEN_KEEP_CACHE | lowlevel.FOPEN_NOFLUSH, 0)
+_OPENED = OPEN_OUT.pack(0, lowlevel.FOPEN_KEEP_CACHE, 0)
 
 
 class ReactorFromThread(Protocol):
@@ -154,18 +154,19 @@ class FileSystem:
 
     # Handing over changes
 
-    def _propose(self, request: int, change: Change, finish: Finish) -> None:
+    def _propose(self, request: int, change: Change, finish: Finish, *meant: int) -> None:
+        """Hand C{change} over, and answer with C{finish}. The kernel takes it to be about the nodes C{meant}."""
         waiting = Waiting(self._waiting, request, finish, change)
         if self._stopping:
             waiting(-EIO)
         elif not self._view.quorate:
             waiting(-EACCES)
         else:
-            self.submit(self._submit, change, waiting)
+            self.submit(self._submit, change, waiting, meant)
 
-    def _submit(self, change: Change, waiting: Waiting) -> None:
+    def _submit(self, change: Change, waiting: Waiting, meant: Meant) -> None:
         try:
-            self._proposer.propose(change, waiting, True)
+            self._proposer.propose(change, waiting, meant)
         except Exception:
             _log.failure("could not propose {change}", change=type(change).__name__)
             waiting(-EIO)
@@ -480,7 +481,7 @@ class FileSystem:
         path = self._new_path(request, parent, name)
         if path is not None:
             finish = self._finish_locked if is_lock(split(path)) else self._finish_made
-            self._propose(request, Mkdir(path), finish(parent, name))
+            self._propose(request, Mkdir(path), finish(parent, name), parent)
 
     def _mknod(self, request: int, parent: int, name: bytes, mode: int, _device: int) -> None:
         if S_IFMT(mode) not in (0, S_IFREG):
@@ -488,7 +489,7 @@ class FileSystem:
             return
         path = self._new_path(request, parent, name)
         if path is not None:
-            self._propose(request, Create(path), self._finish_made(parent, name))
+            self._propose(request, Create(path), self._finish_made(parent, name), parent)
 
     def _create(self, request: int, parent: int, name: bytes, _mode: int, file: Any) -> None:
         if self._alone:
@@ -501,7 +502,8 @@ class FileSystem:
         flags = file.contents.flags
 
         def finish(request: int, outcome: int) -> None:
-            entry = self._child(parent, name)
+            tree, numbering = self._published()
+            entry = tree.child(numbering.inode_of(parent), name)
             if outcome in (-EEXIST, -ENOTDIR) and entry is not None:
                 # Another node was first. The kernel holds our caller for the creator, and will not truncate.
                 if flags & os.O_EXCL:
@@ -509,7 +511,8 @@ class FileSystem:
                 elif entry.type == DT_DIR:
                     reply_err(request, EISDIR)
                 elif flags & os.O_TRUNC and entry.data:
-                    self._propose(request, Write(path, b"", 0, True), finish_existing)
+                    node = numbering.node_of(entry.inode)
+                    self._propose(request, Write(path, b"", 0, True), finish_existing, node)
                 else:
                     finish_existing(request, 0)
             elif outcome < 0:
@@ -522,16 +525,17 @@ class FileSystem:
             if outcome < 0 or not self._reply_child(request, parent, name, 0, _OPENED):
                 reply_err(request, -outcome or ENOENT)
 
-        self._propose(request, Create(path), finish)
+        self._propose(request, Create(path), finish, parent)
 
     def _unlink(self, request: int, parent: int, name: bytes) -> None:
         path = self._path_in(request, parent, name)
         if path is not None:
             tree, numbering = self._published()
             entry = tree.child(numbering.inode_of(parent), name)
+            node = NOWHERE if entry is None else numbering.node_of(entry.inode)
             if entry is not None and entry.type != DT_DIR:
-                self._graves.bury(numbering.node_of(entry.inode), entry)
-            self._propose(request, Delete(path), finish_without_result)
+                self._graves.bury(node, entry)
+            self._propose(request, Delete(path), finish_without_result, node)
 
     _rmdir = _unlink
 
@@ -546,11 +550,17 @@ class FileSystem:
         if to is None:
             return
         tree, numbering = self._published()
+        meant = [parent, new_parent]
         replaced = tree.child(numbering.inode_of(new_parent), new_name)
-        if replaced is not None and replaced.type != DT_DIR:
-            self._graves.bury(numbering.node_of(replaced.inode), replaced)
+        if replaced is not None:
+            meant.append(numbering.node_of(replaced.inode))
+            if replaced.type != DT_DIR:
+                self._graves.bury(meant[-1], replaced)
         entry = tree.child(numbering.inode_of(parent), name)
         node = None if entry is None else numbering.node_of(entry.inode)
+        # The kernel moves what it knows by that name. It may not have been told yet that this is another file now.
+        if node is not None and (self._alone or not self._kernel.is_to_forget(parent, name)):
+            meant.append(node)
 
         def finish(request: int, outcome: int) -> None:
             # Modes depend on the place, and the time is new; the kernel thinks that only the ctime is. It takes no
@@ -559,7 +569,7 @@ class FileSystem:
                 self._kernel.attributes_changed(node)
             finish_without_result(request, outcome)
 
-        self._propose(request, Rename(path, to), finish)
+        self._propose(request, Rename(path, to), finish, *meant)
 
     def _write(self, request: int, node: int, pointer: int, size: int, offset: int, file: Any) -> None:
         if node >= FIRST_COMPUTED:
@@ -589,7 +599,7 @@ class FileSystem:
         if offset + size > MAX_FILE_BYTES:
             finish(request, -EFBIG)
         else:
-            self._propose(request, Write(path, ctypes.string_at(pointer, size), offset), finish)
+            self._propose(request, Write(path, ctypes.string_at(pointer, size), offset), finish, node)
 
     def _write_document(self, request: int, node: int, data: bytes, offset: int) -> None:
         name = self._documents.name(node)
@@ -643,7 +653,7 @@ class FileSystem:
         else:
             self._reply_entry_attributes(request, tree, entry, node, 0)
             return
-        self._propose(request, change, self._finish_attributes(node, numbering.node_of(entry.parent), entry))
+        self._propose(request, change, self._finish_attributes(node, numbering.node_of(entry.parent), entry), node)
 
     def _fsync(self, request: int, _node: int, _data_only: int, _file: int | None) -> None:
         self._synchronise(request)

@@ -40,7 +40,7 @@ from pvecfs.fuse import lowlevel
 from pvecfs.fuse.given import GivenNodes
 from pvecfs.fuse.nodes import LINKS
 from pvecfs.fuse.shown import ShownFiles
-from pvecfs.interfaces import IKernelCache
+from pvecfs.interfaces import IKernelCache, Meant
 from pvecfs.log import logger
 from pvecfs.tree.entry import DT_DIR
 from pvecfs.tree.locks import lock_directory
@@ -132,10 +132,12 @@ class KernelCache:
 
     @param nodes: the published tree and its node ids.
     @param graves: gets the deleted files.
+    @param alone: the tree changes through this mount only (local mode).
     """
 
-    def __init__(self, nodes: NodeIds, graves: Graves, max_pending: int = MAX_PENDING) -> None:
+    def __init__(self, nodes: NodeIds, graves: Graves, max_pending: int = MAX_PENDING, alone: bool = False) -> None:
         self._nodes = nodes
+        self._alone = alone
         self._replacement: Replacement | None = None
         self._graves = graves
         self.max_pending = max_pending
@@ -184,14 +186,16 @@ class KernelCache:
 
     # What has changed
 
-    def publishing(self, before: Tree, delta: Delta, by_mount: bool) -> None:
+    def publishing(self, before: Tree, delta: Delta, meant: Meant | None) -> bool:
         shown = self.shown
-        if by_mount:
-            if shown.by_node:
-                numbering = self._nodes.published()[1]
-                for entry in delta.stored:
-                    shown.overrule(numbering.node_of(entry.inode))
-            return
+        if meant is not None:
+            if self._alone or self._is_about(before, delta, meant):
+                if shown.by_node:
+                    numbering = self._nodes.published()[1]
+                    for entry in delta.stored:
+                        shown.overrule(numbering.node_of(entry.inode))
+                return False
+            self._misled(meant)
         exchanged: dict[int, Exchanged] = {}
         if delta.synchronised:
             self._replacement = replacement = self._nodes.replacing(before, delta)
@@ -213,6 +217,36 @@ class KernelCache:
                 files.append((numbering.node_of(entry.inode), old))
         if files:
             shown.keep(files)
+        return True
+
+    def _is_about(self, before: Tree, delta: Delta, meant: Meant) -> bool:
+        """Whether C{delta} changes just what the kernel has C{meant}. Changes go by names, and another node may have
+        put something else there first."""
+        node_of = self._nodes.published()[1].node_of
+        for entry in delta.stored:
+            old = before.entry(entry.inode)
+            if old is not None and node_of(entry.inode) not in meant:
+                return False
+            comes = old is None or old.parent != entry.parent or old.name != entry.name
+            if comes and node_of(entry.parent) not in meant:
+                return False
+        return all(node_of(inode) in meant for inode in delta.deleted)
+
+    def _misled(self, meant: Meant) -> None:
+        """The kernel believes that C{meant} has changed, and will put its answer there: a name that it moves leads to
+        another file than in the tree, pages hold what was written to another one. The names it asks for again, from
+        now on, the rest is taken back when it lets go of its locks."""
+        if not self._running:
+            return
+        if not self._prepared:
+            self._prepare()
+        elif self._epochs:
+            self._next_epoch()
+        with self._lock:
+            for node in meant:
+                work = self._work(node)
+                work.attributes = work.data = True
+            self._wake_a_lane()
 
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
         replacement, self._replacement = self._replacement, None
@@ -324,6 +358,16 @@ class KernelCache:
             with self._lock:
                 self._name(parent, name)
                 self._wake_a_lane()
+
+    def is_to_forget(self, parent: int, name: bytes) -> bool:
+        """Whether the kernel may still take C{name} in the directory of node C{parent}, whose lock it holds for the
+        caller, for what it was before."""
+        with self._lock:
+            for works in (self._pending, self._busy):
+                work = works.get(parent)
+                if _EVERYTHING in works or (work is not None and name in work.names):
+                    return True
+        return False
 
     def forget_pages(self, node: int, then: Then) -> None:
         """Take back the pages of C{node}, a listing or a special file's content, before what waits for lanes, and call
@@ -493,11 +537,15 @@ class KernelCache:
                 _log.failure("could not take a listing back")
             _call_all([then])
 
+    def _next_epoch(self) -> None:
+        """Have the kernel ask for every name again that it knows now. Needs none of its locks, so it never waits."""
+        os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
+
     def _prepare(self) -> None:
         """Find out what the kernel knows. When it has asked something, so that the session is initialised."""
         self._prepared = True
         try:
-            os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
+            self._next_epoch()
             self._epochs = True
         except OSError as failure:
             if failure.errno not in (EINVAL, ENODEV):
@@ -562,7 +610,7 @@ class KernelCache:
         return result != -ENOENT
 
     def _perform_everything(self, generation: int) -> None:
-        os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
+        self._next_epoch()
         tree, numbering = self._nodes.published()
         node_of = numbering.node_of
         entries = [entry for entry in tree.entries() if node_of(entry.inode) in self.given]
@@ -574,7 +622,7 @@ class KernelCache:
                 for inode in tree.children(entry.inode).values():
                     if (node := node_of(inode)) in self.given:
                         self._inode(node, 0)
-        os.write(lowlevel.session_fd(self._session), lowlevel.NOTIFY_INC_EPOCH)
+        self._next_epoch()
         for node in self.shown.until(generation):
             known = self._nodes.find(node)[1]
             self._forget_content(node, {node_of(known.parent)} if known is not None else (), generation)

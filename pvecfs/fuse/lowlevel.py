@@ -56,7 +56,6 @@ SET_MTIME_NOW = 1 << 8
 
 # Flags of an open reply (linux/fuse.h)
 FOPEN_KEEP_CACHE = 1 << 1
-FOPEN_NOFLUSH = 1 << 5
 
 # Payloads of replies, as the kernel reads them (linux/fuse.h)
 ATTRIBUTES = "QQQQQQIIIIIIIIII"

@@ -82,7 +82,7 @@ class FuseMount(Service):
     ) -> None:
         graves = Graves()
         nodes = NodeIds(view)
-        self.kernel_cache = KernelCache(nodes, graves)
+        self.kernel_cache = KernelCache(nodes, graves, alone=alone)
         self.on_lost = on_lost
         self.on_burst: list[Callable[[bool], None]] = []
         self.on_series: list[Callable[[], None]] = []

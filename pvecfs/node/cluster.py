@@ -27,6 +27,7 @@ from pvecfs.interfaces import (
     ILedgerListener,
     IProposer,
     IQuorumListener,
+    Meant,
 )
 from pvecfs.log import logger
 from pvecfs.replica.dcdb import TreeReplica
@@ -522,12 +523,12 @@ class _Proposal:
     @ivar inode: of the entry that a held change is meant for; C{None}: whatever has the path.
     """
 
-    __slots__ = ("acknowledge", "by_mount", "change", "deadline", "inode")
+    __slots__ = ("acknowledge", "change", "deadline", "inode", "meant")
 
-    def __init__(self, change: Change, acknowledge: Acknowledge, by_mount: bool, deadline: float) -> None:
+    def __init__(self, change: Change, acknowledge: Acknowledge, meant: Meant | None, deadline: float) -> None:
         self.change = change
         self.acknowledge = acknowledge
-        self.by_mount = by_mount
+        self.meant = meant
         self.deadline = deadline
         self.inode: int | None = None
 
@@ -572,7 +573,7 @@ class ClusterProposer:
 
     # -- IProposer
 
-    def propose(self, change: Change, acknowledge: Acknowledge, by_mount: bool = False) -> None:
+    def propose(self, change: Change, acknowledge: Acknowledge, meant: Meant | None = None) -> None:
         try:
             change = self._admitted(change)
         except OperationError as refused:
@@ -582,7 +583,7 @@ class ClusterProposer:
         if refusal:
             acknowledge(-refusal)
             return
-        proposal = _Proposal(change, acknowledge, by_mount, self._service.monotonic() + self._operation_timeout)
+        proposal = _Proposal(change, acknowledge, meant, self._service.monotonic() + self._operation_timeout)
         if self._service.machine.mode is Mode.SYNCED and not self._held:
             self._submit(proposal)
         else:
@@ -691,7 +692,7 @@ class ClusterProposer:
             if proposal is None:
                 self._ledger.commit(effect.delta)
             else:
-                self._ledger.commit(effect.delta, proposal.acknowledge, effect.outcome, proposal.by_mount)
+                self._ledger.commit(effect.delta, proposal.acknowledge, effect.outcome, proposal.meant)
         elif isinstance(effect, Settle):
             proposal = self._waiting.pop(effect.count, None)
             if proposal is not None:

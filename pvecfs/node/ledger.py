@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from zope.interface import implementer
 
-from pvecfs.interfaces import Acknowledge, IKernelCache, ILedger, ILedgerListener, IStore
+from pvecfs.interfaces import Acknowledge, IKernelCache, ILedger, ILedgerListener, IStore, Meant
 from pvecfs.log import logger
 from pvecfs.node.view import NodeView
 
@@ -40,8 +40,8 @@ RECOVERY_INTERVAL = 2.0
 class NoKernelCache:
     """There is no mount, so nothing to invalidate."""
 
-    def publishing(self, before: Tree, delta: Delta, by_mount: bool) -> None:
-        pass
+    def publishing(self, before: Tree, delta: Delta, meant: Meant | None) -> bool:
+        return False
 
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
         pass
@@ -69,8 +69,7 @@ class Ledger:
     acknowledgement costs no further thread switch.
 
     @ivar newest: the newest applied tree; the published one is C{view.tree}.
-    @ivar kernel_cache: told of each publication before it, and after it of changes that did not come through the
-        mount.
+    @ivar kernel_cache: told of each publication before it, and after it if it wants to.
     @ivar listener: told when the database refuses a commit, and when it takes them again.
     """
 
@@ -91,7 +90,7 @@ class Ledger:
         self._outcomes: deque[tuple[int, Acknowledge, int]] = deque()
 
     def commit(
-        self, delta: Delta, acknowledge: Acknowledge | None = None, outcome: int = 0, by_mount: bool = False
+        self, delta: Delta, acknowledge: Acknowledge | None = None, outcome: int = 0, meant: Meant | None = None
     ) -> None:
         if not self.writable:
             if acknowledge is not None:
@@ -107,7 +106,7 @@ class Ledger:
             self._handed_over += 1
 
         def settled(failure: Exception | None) -> None:
-            self._settled(before, delta, acknowledge, outcome, by_mount, failure)
+            self._settled(before, delta, acknowledge, outcome, meant, failure)
 
         self._store.commit(delta, settled)
 
@@ -136,14 +135,14 @@ class Ledger:
         delta: Delta,
         acknowledge: Acknowledge | None,
         outcome: int,
-        by_mount: bool,
+        meant: Meant | None,
         failure: Exception | None,
     ) -> None:
         """A commit has ended. Store thread."""
         if failure is None:
-            self.kernel_cache.publishing(before, delta, by_mount)
+            tell = self.kernel_cache.publishing(before, delta, meant)
             self._view.tree = delta.tree
-            if not by_mount:
+            if tell:
                 self.kernel_cache.changed(before, delta.tree, delta)
         else:
             outcome = -errno_of(failure)

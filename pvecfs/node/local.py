@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from zope.interface import implementer
 
-from pvecfs.interfaces import Acknowledge, IProposer
+from pvecfs.interfaces import Acknowledge, IProposer, Meant
 from pvecfs.node.ledger import Ledger
 from pvecfs.tree.admission import Limits, admit
 from pvecfs.tree.changes import Change
@@ -41,7 +41,7 @@ class LocalProposer:
         self._locks = locks
         locks.resynchronised(ledger.newest, monotonic())
 
-    def propose(self, change: Change, acknowledge: Acknowledge, by_mount: bool = False) -> None:
+    def propose(self, change: Change, acknowledge: Acknowledge, meant: Meant | None = None) -> None:
         ledger = self._ledger
         tree = ledger.newest
         try:
@@ -52,7 +52,7 @@ class LocalProposer:
         except OperationError as refused:
             ledger.settle(acknowledge, -refused.errno)
             return
-        ledger.commit(applied.delta, acknowledge, applied.result, by_mount)
+        ledger.commit(applied.delta, acknowledge, applied.result, meant)
 
     def synchronise(self, acknowledge: Acknowledge) -> None:
         self._ledger.synchronise(acknowledge)

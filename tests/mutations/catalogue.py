@@ -257,8 +257,8 @@ MUTATIONS = (
     Mutation(
         "values are not sent after a synchronisation",
         StatusReplica.states_collected,
-        "(*self._own.items(), ",
-        "(",
+        "*self._own.items()",
+        "*()",
     ),
     Mutation(
         "removals are not sent after a synchronisation",

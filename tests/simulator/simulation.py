@@ -653,7 +653,7 @@ class Simulation:
         if node.runs and node.status is not None:
             number = event.arguments[0]
             if number % 3:
-                value = b"" if number % 7 == 0 else b"%d" % number
+                value = b"" if number % 7 < 3 else b"%d" % number
                 node.status.set_value(b"key%d" % (number // 16 % 3), value)
             else:
                 node.status.log(6, b"root", b"test", b"message %d" % number, node.pid)
