@@ -7,6 +7,7 @@ for that between the steps; the reactor then runs only to stop at once, an order
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import random
@@ -198,6 +199,7 @@ class NodeService(Service):
         self._undo = ExitStack()
         self._stop_steps: list[tuple[str, Callable[[], Any]]] = []
         self._signal_came = False
+        self._failed = False
 
     # Starting
 
@@ -306,7 +308,7 @@ class NodeService(Service):
         if cluster is not None:
             cluster.startService()
             undo.callback(cluster.stopService)
-            self._stop_steps.append(("the groups", cluster.stopService))
+            self._stop_steps.insert(-1, ("the groups", cluster.stopService))  # the mount goes before (60-operation.md)
             self._check_signals()
         if not options["no-ipc"]:
             owner = (0, 0) if is_root else (os.geteuid(), os.getegid())
@@ -407,9 +409,11 @@ class NodeService(Service):
 
     # Running
 
-    def _mount_lost(self) -> None:
-        """Somebody unmounted us, which is a way to stop us: without a mount there is nothing to serve."""
-        _log.warn("the mount was taken away, stopping")
+    def _mount_lost(self, broken: bool) -> None:
+        """Somebody unmounted us, which is a way to stop us: without a mount there is nothing to serve. If it is
+        C{broken}, that is a failure: whoever watches us is to start us again."""
+        _log.warn("there is no mount any more, stopping")
+        self._failed = broken
         self._stop_reactor()
 
     def _run_command(self, command: tuple[str, ...]) -> None:
@@ -444,10 +448,16 @@ class NodeService(Service):
             except Exception as error:
                 _log.failure("stopping {what}: {error}", what=what, error=error)
         give_up.cancel()
+        if self._failed:
+            atexit.register(_fail)  # twistd knows but one exit code of a reactor that has stopped, 0
 
 
 def _give_up() -> None:
     _log.critical("the stop takes too long, ending now")
+    _fail()
+
+
+def _fail() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)

@@ -150,7 +150,7 @@ def serve(place: str, address: str) -> None:
         33 if root else os.getegid(),
         root,
         "pvecfs-test",
-        on_lost=r.stop,
+        on_lost=lambda broken: r.stop(),
     )
     proposer.kernel_cache = mount.kernel_cache
 

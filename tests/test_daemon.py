@@ -158,6 +158,42 @@ class Life(DaemonCase):
         self.assertEqual(self.daemon.process.wait(10), 0)
         sqlite3.connect(self.daemon.database).execute("SELECT * FROM tree").fetchall()
 
+    @needs_root()
+    def test_mount_broken(self) -> None:
+        """An aborted connection, as C{umount -f} leaves one that is in use, is a failure: the service manager is to
+        start the daemon again. The dead mount does not stay."""
+        self.daemon.start()
+        with subprocess.Popen(["sleep", "60"], cwd=self.daemon.mount) as client:
+            try:
+                self.assertNotEqual(subprocess.run(["umount", "-f", str(self.daemon.mount)], timeout=10).returncode, 0)
+                assert self.daemon.process is not None
+                self.assertEqual(self.daemon.process.wait(10), 1)
+            finally:
+                client.kill()
+        self.assertFalse(is_mounted(self.daemon.mount))
+        self.assertIn("is broken", self.daemon.log_text())
+
+    def test_failing_requests(self) -> None:
+        """A failed read of C{/dev/fuse}, and a defect of ours, are told and end the daemon with an error."""
+        for outcome, reason in ("return -5", "Input/output error"), ("raise RuntimeError('a defect')", "a defect"):
+            self.daemon.before = (
+                "import os, pvecfs.fuse.lowlevel as lowlevel\n"
+                "take = lowlevel.session_receive\n"
+                "def failing(session, place):\n"
+                f"    if os.path.exists({str(self.base / 'fail')!r}):\n"
+                f"        {outcome}\n"
+                "    return take(session, place)\n"
+                "lowlevel.session_receive = failing\n"
+            )
+            self.daemon.start()
+            (self.base / "fail").touch()
+            subprocess.run(["stat", "-f", str(self.daemon.mount)], stderr=subprocess.DEVNULL, timeout=10)
+            assert self.daemon.process is not None
+            self.assertEqual(self.daemon.process.wait(10), 1)
+            self.assertIn(reason, self.daemon.log_text())
+            self.assertFalse(is_mounted(self.daemon.mount))
+            (self.base / "fail").unlink()
+
     def test_debug_switch(self) -> None:
         self.daemon.start()
         switch = self.daemon.mount / ".debug"

@@ -61,6 +61,7 @@ class Intake:
     @param waiting: how many requests wait for their answers.
     @param burst: told on the reactor thread that a burst of changes begins (C{True}) or is over.
     @param series: told on the reactor thread, as long as it lasts, that the burst is a series.
+    @ivar failure: errno of the read that ended the session, 0 for its orderly end.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Intake:
         self._series = series
         self._fd: int = lowlevel.session_fd(session)
         self._over = False
+        self.failure = 0
         self._thread_takes = Event()
         self._thread_takes.set()
         # Written on the reactor thread only
@@ -126,6 +128,7 @@ class Intake:
             elif size in (-EAGAIN, -EINTR):
                 return False
             else:
+                self.failure = -size
                 self._over = True
                 self._thread_takes.set()
                 return False

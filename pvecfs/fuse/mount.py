@@ -13,6 +13,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from pvecfs.fuse import lowlevel, mountpoint, rescue
@@ -52,7 +53,8 @@ class FuseMount(Service):
     The daemon itself must never touch its mountpoint: who waits for an answer cannot give it.
 
     @ivar kernel_cache: to be told of changes that do not come through this mount, an L{IKernelCache}.
-    @ivar on_lost: called on the reactor thread when the mount was taken away from outside (umount).
+    @ivar on_lost: called on the reactor thread when nobody can be answered any more: the mount was taken away from
+        outside (umount, C{False}), or it is there still and has to be unmounted (C{True}).
     @ivar on_burst: each is called on the reactor thread when changes begin to come through the mount (C{True}), and
         when there was none for L{pvecfs.fuse.intake.QUIET} and none is under way (C{False}).
     @ivar on_series: each is called on the reactor thread while they come one after another, again and again.
@@ -77,7 +79,7 @@ class FuseMount(Service):
         group: int,
         allow_other: bool,
         source: str = "pvecfs",
-        on_lost: Callable[[], None] | None = None,
+        on_lost: Callable[[bool], None] | None = None,
         alone: bool = False,
     ) -> None:
         graves = Graves()
@@ -174,21 +176,27 @@ class FuseMount(Service):
         pool.start()
         taking = deferToThreadPool(self._reactor, pool, intake.run)
         workers = [deferToThreadPool(self._reactor, pool, tell) for tell in tells]
-        taking.addBoth(self._loop_ended)
+        taking.addBoth(self._loop_ended, intake)
         self._ends = DeferredList([taking, *workers], consumeErrors=True)
 
-    def _loop_ended(self, _result: object) -> None:
-        """The thread has stopped answering: the connection is over."""
-        if self._intake is not None:
-            self._intake.free()
+    def _loop_ended(self, result: object, intake: Intake) -> None:
+        """The thread has stopped answering: the connection is over, or cannot be used."""
+        intake.free()
+        if isinstance(result, Failure):
+            _log.failure("the thread that answers the kernel has failed", result)
         if self._stopping or not self._mounted:
             return
-        self._mounted = False
-        _log.critical("the mount at {place} was taken away", place=self._place)
+        if intake.failure:
+            _log.error("/dev/fuse: {reason}", reason=os.strerror(intake.failure))
+        mounted = mountpoint.find_mounted(self._place)
+        # An aborted connection (umount -f of a mount that is in use) looks like an unmounted one, but for that.
+        self._mounted = mounted is not None and mounted.connection == self._connection
+        what = "is broken" if self._mounted else "was taken away"
+        _log.critical("the mount at {place} {what}", place=self._place, what=what)
         self._files.stop()
         self.kernel_cache.stop()
         if self.on_lost is not None:
-            self.on_lost()
+            self.on_lost(self._mounted)
 
     # Stopping
 
