@@ -39,6 +39,10 @@ Meant = Collection[int]
 """Node ids of the entries that the kernel takes a change to be about, and of the directories that they come to."""
 
 
+SEND_PATIENCE = 10.0
+"""Seconds for which a message is offered to a corosync that says "try again" (30-replication.md)."""
+
+
 class IProposer(Interface):
     """Propose a change of the tree: to the cluster where there is one, straight to the tree in local mode."""
 
@@ -48,8 +52,8 @@ class IProposer(Interface):
         1. The checks "where a change is submitted" (10-tree.md) run first; a refused change is never sent.
         2. The change is applied in the cluster's order, and committed.
         3. Only then is C{acknowledge} called: with the result, or -errno: what the tree answered, EACCES without
-           quorum, EBUSY when the group cannot be reached, EIO (outcome unknown) at the operation's deadline,
-           ENOSPC or EIO when the database failed.
+           quorum, EBUSY when the group cannot be reached, at the operation's deadline EIO (outcome unknown), or EBUSY
+           if it was not sent, ENOSPC or EIO when the database failed.
 
         @param meant: the change comes from this node's mount, so that the kernel knows of it already, if these are
             what it turns out to change: it goes by names, which may lead elsewhere by then.
@@ -251,7 +255,8 @@ class IGroupConnection(Interface):
 
     def multicast(message: bytes) -> None:
         """Send C{message} to the group, agreed order; returns at once. What can no longer be sent after that, because
-        the connection breaks, is not reported one by one: C{connection_lost} follows.
+        the connection breaks, or corosync does not take it for L{SEND_PATIENCE}, is not reported one by one:
+        C{connection_lost} follows.
 
         @raise TryAgain: corosync takes no message now; this one was not sent.
         @raise CorosyncUnavailable: the connection is gone.

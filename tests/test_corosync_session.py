@@ -492,6 +492,17 @@ class SendingTests(ConnectionCase):
         eventually(lambda: len(self.library.named("mcast")) == 4, 5, "all sends")
         self.assertEqual([cast(bytes, sent[0])[:1] for sent in self.library.named("mcast")], [b"1", b"2", b"2", b"3"])
 
+    def test_long_message_refused_for_too_long(self) -> None:
+        """The connection is of no use then: nothing that waits behind it is sent later, when it has been given up."""
+        self.patch(group, "SEND_PATIENCE", 0.05)
+        self.open()
+        self.library.answers["mcast"] = deque(TryAgain("full") for _ in range(1000))
+        self.group.multicast(b"1" * (ATOMIC_SIZE + 1))
+        self.group.multicast(b"2")
+        self.reactor.until(lambda: "lost" in self.told)
+        self.assertEqual({text for text, _ in self.library.named("mcast")}, {b"1" * 10})
+        self.assertRaises(CorosyncUnavailable, self.group.multicast, b"3")
+
     def test_backlog(self) -> None:
         """Waiting messages are bounded; one that is larger than the bound is taken when nothing waits."""
         self.open()

@@ -13,6 +13,7 @@ from zope.interface.verify import verifyObject
 
 from pvecfs.errors import CorosyncUnavailable, TryAgain
 from pvecfs.interfaces import (
+    SEND_PATIENCE,
     IGroupConnection,
     IGroupListener,
     ILedger,
@@ -24,7 +25,6 @@ from pvecfs.node.cluster import (
     JOIN_INTERVAL,
     LEAVE_PATIENCE,
     SEND_INTERVAL,
-    SEND_PATIENCE,
     SEND_TURN,
     STOP_PATIENCE,
     ClusterProposer,

@@ -636,15 +636,13 @@ class Synced(MachineCase):
         self.assert_leaves(7.0, "outside")
         self.assertEqual(self.machine.leave("again"), [])
         self.assertFalse(self.machine.joined)
-        self.assertEqual(self.machine.resolve([Send(1, b"x")], self.now), [])
         self.assertEqual([type(e) for e in self.machine.joined_as(B, self.now)], [FailWaiting])
         self.members(B, joined=[B])
         self.assertEqual(self.payloads(), [])
 
-    def test_resolve(self) -> None:
-        (effect,) = self.machine.resolve([Send(1, b"x")], self.now)
-        assert isinstance(effect, Multicast)
-        message = decode(effect.message)
+    def test_submit(self) -> None:
+        _, multicast = self.machine.submit(1, b"x", self.now)
+        message = decode(multicast.message)
         assert isinstance(message, Normal)
         self.assertEqual((message.subtype, message.payload, message.time), (1, b"x", self.now.wall))
 

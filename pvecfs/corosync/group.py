@@ -14,7 +14,7 @@ from pvecfs.corosync.libcpg import ATOMIC_SIZE, ConfigurationChanged, Event, Lib
 from pvecfs.corosync.session import Session, SessionReactor
 from pvecfs.errors import CorosyncUnavailable, TryAgain
 from pvecfs.events import Events
-from pvecfs.interfaces import IGroupConnection, IGroupListener
+from pvecfs.interfaces import SEND_PATIENCE, IGroupConnection, IGroupListener
 from pvecfs.log import logger
 from pvecfs.replica.member import Member
 
@@ -133,7 +133,7 @@ class GroupConnection:
             backlog = session.lane.backlog
             if backlog and backlog + len(message) > BACKLOG_BYTES:
                 raise TryAgain("too many messages wait for corosync")
-            session.request(lambda: self._send(session, message), weight=len(message) or 1)
+            session.request(lambda: self._send(session, message), weight=len(message) or 1, patience=SEND_PATIENCE)
         self._unheard += 1
         if session.resting:
             session.read()

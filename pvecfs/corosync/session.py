@@ -18,6 +18,7 @@ import termios
 import threading
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from twisted.internet.interfaces import IReactorFDSet, IReactorFromThreads, IReactorTime, IReadDescriptor
@@ -203,9 +204,10 @@ class Session:
         _log.failure("{name}: unexpected", name=self._name)
         return CorosyncUnavailable(f"{self._name}: {error!r}")
 
-    def insist(self, call: Callable[[], T]) -> T:
+    def insist(self, call: Callable[[], T], patience: float = inf) -> T:
         """Make C{call}, again and again while corosync says "try again". On the lane's thread.
 
+        @param patience: seconds for which it may say so.
         @raise CorosyncUnavailable: it failed, or the session was closed meanwhile.
         """
         delay, waited, said = 0.002, 0.0, False
@@ -213,6 +215,8 @@ class Session:
             try:
                 return call()
             except TryAgain as again:
+                if waited >= patience:
+                    raise CorosyncUnavailable(f"{self._name}: {again} for {patience:.0f} s") from again
                 self._closing.wait(delay)
                 waited += delay
                 delay = min(2 * delay, 0.1)
@@ -221,8 +225,15 @@ class Session:
                     _log.info("{name}: waiting for corosync: {again}", name=self._name, again=str(again))
         raise CorosyncUnavailable(f"{self._name}: closed")
 
-    def request(self, call: Callable[[], T], done: Callable[[T], None] = lambda result: None, weight: int = 0) -> None:
-        """Have C{call} made on the thread until corosync takes it, then C{done(result)} on the reactor thread.
+    def request(
+        self,
+        call: Callable[[], T],
+        done: Callable[[T], None] = lambda result: None,
+        weight: int = 0,
+        patience: float = inf,
+    ) -> None:
+        """Have C{call} made on the thread until corosync takes it, for C{patience} seconds at most, then
+        C{done(result)} on the reactor thread.
 
         If it fails, the session is lost.
         """
@@ -231,8 +242,9 @@ class Session:
             if self._closing.is_set():
                 return
             try:
-                result = self.insist(call)
+                result = self.insist(call, patience)
             except Exception as error:
+                self._closing.set()  # what waits behind it is not to be sent without it
                 self._tell(self.fail, self._explained(error))
             else:
                 self._tell(self._done, done, result)

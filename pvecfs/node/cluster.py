@@ -20,6 +20,7 @@ from zope.interface import implementer
 
 from pvecfs.errors import CorosyncUnavailable, TryAgain
 from pvecfs.interfaces import (
+    SEND_PATIENCE,
     Acknowledge,
     IGroupConnection,
     IGroupListener,
@@ -70,9 +71,6 @@ class ClusterReactor(Protocol):
 
 JOIN_INTERVAL = 5.0
 """Seconds between two attempts to join."""
-
-SEND_PATIENCE = 10.0
-"""Seconds for which a message is offered to a corosync that says "try again"."""
 
 SEND_INTERVAL = 0.01
 """Seconds between two offers."""

@@ -353,13 +353,6 @@ class GroupMachine:
         message = Normal(self._version, now.wall & U32, subtype, self._message_count, payload)
         return self._message_count, Multicast(message.encode())
 
-    def resolve(self, effects: Iterable[Effect], now: Instant) -> list[Effect]:
-        """C{effects} that the application returned outside an input of this machine: each L{Send} becomes a
-        L{Multicast}, or nothing while we are not in the group."""
-        out: list[Effect] = []
-        self._extend(out, effects, now)
-        return out
-
     # -- modes
 
     def _enter(self, mode: Mode) -> None:
