@@ -715,6 +715,71 @@ class LogTests(StoreTestCase):
         other.execute("ROLLBACK")
         self.assertEqual(reopened(self.path).index(), tree.index())
 
+    def test_nothing_is_in_doubt_after_a_change_that_others_kept_waiting(self) -> None:
+        """Nor was a checkpoint in vain after which they, not the store, begin the log anew."""
+        self.patch(sqlite, "LOCKED", 0.0)
+        self.patch(sqlite, "LOCKED_STEP", 0.01)
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Mkdir(b"d"), 0, 1).delta)
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        with capturedLogs() as events:
+            store._waited_for(lambda: store._checkpoint(restart=True))
+        self.assertEqual(events, [])
+        self.assertRaises(StoreError, store.commit_now, delta.tree.apply(Mkdir(b"e"), 0, 1).delta)
+        self.assertFalse(store._log_in_doubt)
+
+    def test_the_log_is_not_written_anew_while_others_write(self) -> None:
+        """What they write between a reading of it and its writing would be undone."""
+        self.patch(sqlite, "LOCKED_STEP", 0.01)
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Mkdir(b"d"), 0, 1).delta)
+        other = sqlite3.connect(self.path, isolation_level=None, timeout=0, check_same_thread=False)
+        self.addCleanup(other.close)
+        refused: list[str] = []
+        pread, pwrite = os.pread, os.pwrite
+
+        def read(fd: int, count: int, offset: int) -> bytes:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+                other.execute("ROLLBACK")
+            except sqlite3.OperationalError as error:
+                refused.append(str(error))
+            return pread(fd, count, offset)
+
+        written: list[int] = []
+
+        def noted(fd: int, data: bytes, offset: int) -> int:
+            written.append(offset)
+            return pwrite(fd, data, offset)
+
+        self.patch(os, "pread", read)
+        self.patch(os, "pwrite", noted)
+        for doubt in ("_log_in_doubt", "_database_in_doubt"):
+            with self.subTest(doubt):
+                outcomes: Outcomes = []
+                setattr(store, doubt, True)
+                other.execute("BEGIN IMMEDIATE")
+                store.synchronise(outcomes.append)
+                settle(store)
+                self.assertIsInstance(outcomes[0], StoreError if doubt == "_log_in_doubt" else type(None))
+                self.failureResultOf(self.recovery(store, delta.tree), StoreError)
+                self.assertEqual((written, refused), ([], []))
+                other.execute("ROLLBACK")
+                self.assertIsNone(self.successResultOf(self.recovery(store, delta.tree)))
+                self.assertFalse(getattr(store, doubt))
+                self.assertEqual((written[0], set(refused)), (0, {"database is locked"}))
+                del written[:], refused[:]
+        store.close_now()
+        self.assertEqual(reopened(self.path).index(), delta.tree.index())
+
+    def recovery(self, store: SqliteStore, tree: Tree) -> Deferred[None]:
+        """The outcome of a recovery."""
+        recovered = store.recover(tree)
+        settle(store)
+        return recovered
+
     def test_closing_does_not_wait_for_a_change_that_waits(self) -> None:
         self.patch(sqlite, "LOCKED", 1000.0)
         self.patch(sqlite, "LOCKED_STEP", 0.01)

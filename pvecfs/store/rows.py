@@ -250,13 +250,13 @@ def check_schema(connection: sqlite3.Connection, path: str) -> bool:
     return False
 
 
-def primary_code(error: sqlite3.Error) -> int | None:
-    """SQLite's primary result code (SQLITE_BUSY and so on), C{None} if Python's module raised this by itself."""
+def primary_code(error: Exception) -> int | None:
+    """SQLite's primary result code (SQLITE_BUSY and so on), C{None} if SQLite did not raise this."""
     code = getattr(error, "sqlite_errorcode", None)
     return code & 0xFF if isinstance(code, int) else None
 
 
-def is_busy(error: sqlite3.Error) -> bool:
+def is_busy(error: Exception) -> bool:
     """Whether a transaction could not begin, as another program is in the middle of one."""
     return primary_code(error) == sqlite3.SQLITE_BUSY
 

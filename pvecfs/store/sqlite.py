@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from errno import EINVAL, EIO
 from math import inf
 from threading import Thread, current_thread
@@ -336,7 +336,8 @@ class SqliteStore:
 
     def _failed(self, error: Exception) -> StoreError:
         """Undo what failed."""
-        self._log_in_doubt = True
+        if not rows.is_busy(error):  # nothing was written then
+            self._log_in_doubt = True
         with suppress(sqlite3.Error):
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -434,7 +435,8 @@ class SqliteStore:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._sync_database()
         except (sqlite3.Error, OSError) as error:
-            self._log_in_doubt = True
+            if not rows.is_busy(error):
+                self._log_in_doubt = True
             _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
         self._queue.put(self._copied)
 
@@ -471,7 +473,11 @@ class SqliteStore:
             self._log_bytes = self._log_stuck = self._look_at = 0
             self._limit_kept(connection)
             if restart and frames:
-                self._touch(connection)
+                try:
+                    self._touch(connection)
+                except sqlite3.OperationalError as error:
+                    if not rows.is_busy(error):  # who writes now begins the log anew
+                        raise
         except (sqlite3.Error, OSError) as error:
             # The commits are in the log; if there is more to it, the next commit finds out.
             self._failed(error)
@@ -497,15 +503,39 @@ class SqliteStore:
         The kernel reports a failed sync once, and takes what it could not write for written. The next sync would
         succeed without writing it; then the log would be copied into the database, and after a power loss the
         database would be half new, with no log to make it whole.
+
+        @raise OSError: it failed, or another program writes to the database: to be tried again.
         """
         if not self._log_in_doubt or self._log_fd < 0:
             return
         fd = os.open(self.path + "-wal", os.O_RDWR | os.O_CLOEXEC)
         try:
-            _write_again(fd)
+            with self._excluding_writers():
+                _write_again(fd)
         finally:
             os.close(fd)
         self._log_in_doubt = False
+
+    @contextmanager
+    def _excluding_writers(self) -> Iterator[None]:
+        """Have SQLite's lock, without which nobody writes to the log. Who reads part of a file and writes it again
+        without it undoes what another program wrote in between.
+
+        @raise StoreError: another program has it.
+        """
+        connection = self._connection
+        if connection is None:
+            raise StoreError(EIO, f"{self.path}: is not open")
+        try:
+            if connection.in_transaction:  # it failed, and so did undoing it
+                connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            finally:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise rows.error_of(error, self.path) from error
 
     def _sync_database(self) -> None:
         """After a checkpoint that others kept from the log's end: SQLite syncs none but a whole one. Nor does the next
@@ -520,9 +550,14 @@ class SqliteStore:
             raise
 
     def _renew_database(self) -> None:
-        """As L{_renew_log}. Nobody copies a log meanwhile."""
+        """As L{_renew_log}. No thread of the store copies the log meanwhile.
+
+        But another program may, of what was committed before: SQLite has no lock against that for others than those
+        who copy. The lock for writing keeps the others from committing more, after which they would copy.
+        """
         if self._database_in_doubt:
-            _write_again(self._database_fd)
+            with self._excluding_writers():
+                _write_again(self._database_fd)
             self._database_in_doubt = False
 
     def _close(self) -> None:
@@ -531,15 +566,15 @@ class SqliteStore:
         copier = self._copier
         self._await_copier(CLOSING_COPY)
         copying = copier is not None and copier.is_alive()
-        connection, self._connection = self._connection, None
+        connection = self._connection
         if connection is not None:
             # Closing it would copy the log too. What fails once may succeed when the log was written anew.
             for _ in range(2):
                 try:
+                    connection.execute(f"PRAGMA busy_timeout={round(CLOSING * 1000)}").fetchall()
                     self._renew_log()
                     if not copying:
                         self._renew_database()
-                    connection.execute(f"PRAGMA busy_timeout={round(CLOSING * 1000)}").fetchall()
                     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                     if busy:
                         os.fdatasync(self._log_fd)
@@ -553,6 +588,7 @@ class SqliteStore:
             os.close(self._log_fd)
             self._log_fd = -1
         if connection is not None:
+            self._connection = None
             connection.close()
         if not copying:
             self._close_database()
