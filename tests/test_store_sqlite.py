@@ -445,6 +445,26 @@ class FailureTests(StoreTestCase):
         self.store.close_now()
         self.assertEqual(reopened(self.path).index(), tree.index())
 
+    def test_a_log_whose_name_was_removed(self) -> None:
+        """SQLite uses it on, and copies it when it is closed."""
+        tree, made = deltas(self.tree, Create(b"f"), Create(b"g"))
+        self.store.commit_now(made[0])
+        os.unlink(self.path + "-wal")
+
+        def fail(statement: str) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        self.connections.newest.fail = fail
+        self.assertRaises(StoreError, self.store.commit_now, made[1])
+        self.connections.newest.fail = lambda statement: None
+        done: list[object] = []
+        self.store.recover(made[0].tree).addBoth(done.append)
+        settle(self.store)
+        self.assertEqual(done, [None])
+        self.store.commit_now(made[1])
+        self.store.close_now()
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
     def test_every_statement_may_fail(self) -> None:
         """Whatever statement fails, nothing of its batch is in the database, and a recovery mends it."""
         tree, made = random_deltas(Random(3), self.tree, 60)

@@ -508,12 +508,8 @@ class SqliteStore:
         """
         if not self._log_in_doubt or self._log_fd < 0:
             return
-        fd = os.open(self.path + "-wal", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            with self._excluding_writers():
-                _write_again(fd)
-        finally:
-            os.close(fd)
+        with self._excluding_writers():
+            _write_again(self._log_fd)
         self._log_in_doubt = False
 
     @contextmanager
@@ -664,9 +660,10 @@ class SqliteStore:
             connection.execute(f"PRAGMA {pragma}").fetchall()
         self._page_size = connection.execute("PRAGMA page_size").fetchone()[0]
         connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-        # SQLite has made the log with this first read, if there was none. Kept open to be synced.
+        # SQLite has made the log with this first read, if there was none. Kept open to be synced, and to be written
+        # anew: SQLite uses this file to the end, even if its name is removed.
         log = self.path + "-wal"
-        self._log_fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+        self._log_fd = os.open(log, os.O_RDWR | os.O_CLOEXEC)
         self._log_bytes = os.stat(log).st_size
         # What another process left there may be what it could not sync.
         self._log_in_doubt = self._log_bytes > 0
