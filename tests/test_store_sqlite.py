@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Generator
-from errno import EIO, ENOSPC
+from errno import EBUSY, EIO, ENOSPC
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -215,6 +215,63 @@ class NewDatabaseTests(StoreTestCase):
         with capturedLogs() as events:
             self.assertEqual(reopened(self.path).version, 101)
         self.assertEqual(events, [])
+
+
+class PlacingTests(StoreTestCase):
+    """Where a database takes the place of another, or of none."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.database = OfflineDatabase(self.path, lambda: 5000)
+        sqlite.create(self.path, Tree.new(1).apply(Create(b"f"), 0, 1).tree)
+
+    def names(self) -> set[str]:
+        return set(os.listdir(self.directory)) - {".pmxcfs.lockfile"}
+
+    def test_files_of_similar_names_are_left_alone(self) -> None:
+        """One of them may be what is restored."""
+        source = self.path + ".new"
+        self.database.backup(source)
+        saved = Path(source).read_bytes()
+        self.database.backup(self.path + ".other")
+        kept = self.database.restore(source)
+        assert kept is not None
+        self.assertEqual(Path(source).read_bytes(), saved)
+        self.assertEqual(len(reopened(self.path)), 2)
+        self.assertEqual(self.names(), {"config.db", "config.db.new", "config.db.other", os.path.basename(kept)})
+        os.unlink(self.path)
+        self.opened()[0].close_now()
+        self.assertEqual(Path(source).read_bytes(), saved)
+
+    def test_a_copy_is_kept_under_a_name_that_nothing_has(self) -> None:
+        kept = self.database._kept("restore")
+        assert kept is not None
+        Path(kept + "-wal").write_bytes(b"of another")
+        self.assertNotEqual(self.database._kept("restore"), kept)
+
+    def test_the_log_stays_if_the_new_one_cannot_take_its_place(self) -> None:
+        source = os.path.join(self.directory, "saved")
+        sqlite.create(source, Tree.new(7))
+        writer = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(writer.close)
+        writer.execute("INSERT INTO tree VALUES (3, 0, 3, 0, 5, 8, 'newest', NULL)")
+        writer.execute("UPDATE tree SET version = 3 WHERE inode = 0")
+        before = self.names()
+        rename = os.rename
+
+        def refused(old: str, new: str) -> None:
+            if new == self.path:
+                raise OSError(EBUSY, "busy")
+            rename(old, new)
+
+        patch = self.patch(os, "rename", refused)
+        error = self.assertRaises(StoreError, self.database.restore, source)
+        patch.restore()
+        (kept,) = [name for name in self.names() - before if name[-1].isdigit()]
+        self.assertIn(os.path.join(self.directory, kept), str(error))
+        self.assertEqual(self.names() - before, {kept, kept + "-wal"})
+        for path in (self.path, os.path.join(self.directory, kept)):
+            self.assertEqual(len(OfflineDatabase(path).tree()), 3)
 
 
 class RowTests(StoreTestCase):

@@ -232,7 +232,7 @@ class OfflineDatabase:
             return None
         base = f"{self.path}.before-{before}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(self._now()))}"
         kept, number = base, 0
-        while os.path.lexists(kept):
+        while any(os.path.lexists(kept + suffix) for suffix in ("", *rows.BESIDE)):
             number += 1
             kept = f"{base}.{number}"
         return kept

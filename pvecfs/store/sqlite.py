@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from errno import EINVAL, EIO
 from math import inf
+from tempfile import TemporaryDirectory
 from threading import Thread, current_thread
 from time import monotonic
 from typing import NamedTuple, TypeVar
@@ -797,15 +798,16 @@ def place(path: str, fill: Callable[[str], None], replace: bool, kept: str | Non
 
     @param replace: there may be a database at C{path}; it is gone afterwards, with its log.
     @param kept: where a copy of that database is put before it goes, see L{keep}; without, the caller needs none.
-    @raise StoreError: it failed, and all is as before; or something is at C{path} and C{replace} is not set.
+    @raise StoreError: it failed, and all is as before, but for the copy, which it names; or something is at C{path} and
+        C{replace} is not set.
     """
-    temporary = f"{path}.new"
+    also = ""
     try:
         if not replace and os.path.lexists(path):
             raise StoreError(EINVAL, f"{path}: exists already")
-        _remove(temporary)
-        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        try:
+        with _scratch(path) as directory:
+            temporary = os.path.join(directory, "new.db")
+            os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             fill(temporary)
             for suffix in ("-wal", "-journal"):
                 if os.path.exists(temporary + suffix):
@@ -814,65 +816,74 @@ def place(path: str, fill: Callable[[str], None], replace: bool, kept: str | Non
             _sync(temporary)
             if kept is not None:
                 keep(path, kept)
-            _retire_logs(path, not replace)
-            os.rename(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                _remove(temporary)
-            raise
+                also = f"; what was there is kept as {kept} too"
+            _move_in(temporary, path, directory, not replace)
         sync_directory(path)
     except sqlite3.Error as error:
         raise rows.error_of(error, path) from error
     except StoreError:
         raise
     except OSError as error:
-        raise StoreError(error.errno or EIO, f"{path}: {error.strerror}") from error
+        raise StoreError(error.errno or EIO, f"{path}: {error.strerror}{also}") from error
 
 
 def keep(path: str, kept: str) -> None:
     """Copy the database at C{path}, as it is, with its log, to C{kept}, on stable storage: whole, or not at all.
 
+    @param kept: nothing is there, nor beside it what SQLite would keep there.
     @raise StoreError: it failed, and nothing is left of it.
     """
-    temporary = f"{kept}.new"
+    made: list[str] = []
     try:
-        _remove(temporary)
-        rows.copy(path, temporary)
-        # The database last: without it the others are no database to anybody.
-        for suffix in ("-wal", "-journal", ""):
-            if os.path.exists(temporary + suffix):
-                _sync(temporary + suffix)
-                os.rename(temporary + suffix, kept + suffix)
+        with _scratch(kept) as directory:
+            temporary = os.path.join(directory, "kept.db")
+            rows.copy(path, temporary)
+            # The database last: without it the others are no database to anybody.
+            for suffix in ("-wal", "-journal", ""):
+                if os.path.exists(temporary + suffix):
+                    _sync(temporary + suffix)
+                    os.rename(temporary + suffix, kept + suffix)
+                    made.append(kept + suffix)
         sync_directory(kept)
     except BaseException as error:
-        with suppress(OSError):
-            _remove(temporary)
-        with suppress(OSError):
-            _remove(kept)
+        for name in made:
+            with suppress(OSError):
+                os.unlink(name)
         if isinstance(error, OSError) and not isinstance(error, StoreError):
             raise StoreError(error.errno or EIO, f"{kept}: {error.strerror}") from error
         raise
 
 
-def _remove(path: str) -> None:
-    """Remove a database and what SQLite keeps beside it."""
-    for suffix in ("", *rows.BESIDE):
-        with suppress(FileNotFoundError):
-            os.unlink(path + suffix)
+def _scratch(path: str) -> TemporaryDirectory[str]:
+    """A new directory beside C{path}, for files that are moved there when they are whole. It goes with all that is left
+    in it, but if the process is killed; see docs/recovery.md, "What a killed program leaves"."""
+    directory, name = os.path.split(os.path.abspath(path))
+    return TemporaryDirectory(prefix=f"{name}.new-", dir=directory, ignore_cleanup_errors=True)
 
 
-def _retire_logs(path: str, keep: bool) -> None:
-    """Part the log from a database that is gone, or about to be: SQLite would play it into the new one.
+def _move_in(temporary: str, path: str, directory: str, keep: bool) -> None:
+    """Rename C{temporary} to C{path}, and part the log from the database that is gone, or goes: SQLite would play it
+    into the new one. If that fails, all is as before.
 
-    @param keep: put it aside; else whoever replaces the database has a copy of both.
+    @param directory: on the same file system; the log is moved there.
+    @param keep: put it aside for good instead; else whoever replaces the database has a copy of both.
     """
-    for suffix in ("-wal", "-journal"):
-        if keep and rows.size(path + suffix):
-            _log.warn("{path}: put aside as {path}.old, it belongs to another database", path=path + suffix)
-            os.rename(path + suffix, f"{path}{suffix}.old")
-    for suffix in rows.BESIDE:
-        with suppress(FileNotFoundError):
-            os.unlink(path + suffix)
+    moved: list[tuple[str, str]] = []
+    try:
+        for suffix in rows.BESIDE:
+            beside, aside = path + suffix, os.path.join(directory, f"old.db{suffix}")
+            if keep and suffix != "-shm" and rows.size(beside):
+                aside = f"{beside}.old"
+                _log.warn("{path}: put aside as {path}.old, it belongs to another database", path=beside)
+            with suppress(FileNotFoundError):
+                os.rename(beside, aside)
+                moved.append((beside, aside))
+        os.rename(temporary, path)
+    except BaseException:
+        for beside, aside in moved:
+            with suppress(OSError):
+                os.rename(aside, beside)
+        raise
 
 
 def _sync(path: str) -> None:
