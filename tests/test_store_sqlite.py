@@ -10,7 +10,7 @@ from collections.abc import Generator
 from errno import EBUSY, EIO, ENOSPC
 from pathlib import Path
 from random import Random
-from threading import Event
+from threading import Event, Thread
 from time import monotonic, sleep
 from typing import Any
 
@@ -683,6 +683,24 @@ class LogTests(StoreTestCase):
         tree = self.write(store, tree, 10)
         store.close_now()
         self.assertEqual(os.listdir(self.directory), ["config.db"])
+        self.assertEqual(reopened(self.path).index(), tree.index())
+
+    def test_no_thread_to_copy_with(self) -> None:
+        """The store goes on, and copies the log itself."""
+        self.patch(sqlite, "BUSY_LOG", 1_000_000)
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Create(b"f"), 0, 0).delta)
+
+        def refused(thread: Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patch = self.patch(Thread, "start", refused)
+        with capturedLogs() as events:
+            tree = self.write(store, delta.tree, 20)
+        patch.restore()
+        self.assertIn("can't start new thread", formatEvent(events[0]))
+        self.assertLess(self.frames(store), 3_000_000)
+        store.close_now()
         self.assertEqual(reopened(self.path).index(), tree.index())
 
     def test_a_reader_of_an_old_state_delays_the_checkpoint(self) -> None:

@@ -399,12 +399,16 @@ class SqliteStore:
             try:
                 self._renew_log()
                 self._renew_database()
+                copier = Thread(target=self._copy_log, name="pvecfs-checkpoint", daemon=True)
+                copier.start()
             except OSError as error:
                 self._log_in_doubt = True
                 self._stuck(error)
+            except RuntimeError as error:  # there can be no more threads now, so commits wait
+                _log.warn("{path}: no thread to copy the log: {error}", path=self.path, error=error)
+                self._checkpoint()
             else:
-                self._copier = Thread(target=self._copy_log, name="pvecfs-checkpoint", daemon=True)
-                self._copier.start()
+                self._copier = copier
         self._look_at = self._log_bytes + self._limits.busy // 8
 
     def _measure_room(self) -> int:
