@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from pvecfs.store import rows
 from pvecfs.store.errors import StoreError
 from pvecfs.store.examination import Survey, survey
 from pvecfs.store.offline import OfflineDatabase
@@ -287,6 +288,54 @@ class DamageTests(SynchronousTestCase):
         self.assertEqual(len(self.found()), len(self.rows))
         self.database.repair()
         self.assertEqual(len(reopened(self.path)), len(self.rows) + 1)
+
+    def test_any_bad_byte_of_the_schema(self) -> None:
+        """Whatever SQLite makes of it, and says, in bytes that may be no text: all rows are found, and no daemon starts
+        with less."""
+        schema = self.whole.index(b"CREATE TABLE")
+        said: set[str] = set()
+        for bit in (0x80, 0x01):
+            for at in range(schema - 40, 4096, 3):
+                damaged = bytearray(self.whole)
+                damaged[at] ^= bit
+                Path(self.path).write_bytes(damaged)
+                found = survey(self.path, True)
+                self.assertEqual((len(found.entries), found.marred, found.root is None), (len(self.rows), {}, False))
+                said.update(problem.partition(": ")[2][:14] for problem in found.problems)
+                store = store_at(self.path)
+                try:
+                    self.assertEqual(len(store.open()), len(self.rows) + 1)
+                except StoreError:
+                    self.assertTrue(found.problems)
+                store.close_now()
+        self.assertLessEqual({"malformed data", "'malformed dat", "another schema"}, said)
+        damaged = bytearray(self.whole)
+        damaged[schema + 40] ^= 0x80
+        Path(self.path).write_bytes(damaged)
+        self.database.repair()
+        self.assertEqual(len(reopened(self.path)), len(self.rows) + 1)
+
+    def test_a_schema_of_others_is_no_damage(self) -> None:
+        for schema, entry in (
+            (rows.SCHEMA.replace("tree", "other"), FILE),
+            (rows.SCHEMA.replace("writer", "owner"), (0, 0, 1, 0, 5, 8, b"root", None)),
+            (rows.SCHEMA.replace("data BLOB", "data BLOB, more BLOB"), (0, 0, 1, 0, 5, 8, b"__version__", None, 1)),
+        ):
+            os.unlink(self.path)
+            connection = sqlite3.connect(self.path)
+            connection.execute(schema)
+            table = "other" if "other" in schema else "tree"
+            marks = ", ".join("?" * len(entry)).replace("?, ?, ?, ?, ?, ?, ?", "?, ?, ?, ?, ?, ?, CAST(? AS TEXT)")
+            connection.execute(f"INSERT INTO {table} VALUES ({marks})", entry)
+            connection.commit()
+            connection.close()
+            before = Path(self.path).read_bytes()
+            self.assertIn("another schema", str(self.assertRaises(StoreError, self.database.repair)))
+            self.assertEqual(Path(self.path).read_bytes(), before)
+
+    def test_cut_within_its_first_bytes(self) -> None:
+        for size in range(1, 101):
+            self.assertEqual(salvage(self.whole[:size]), [])
 
     def test_rows_that_are_only_in_the_log(self) -> None:
         store = store_at(self.path)

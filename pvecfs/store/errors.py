@@ -18,3 +18,7 @@ class StoreError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+class OtherSchema(StoreError):
+    """The database is well, but not one of this file system's: or the damage is in what says so."""

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from pvecfs.store import rows
-from pvecfs.store.errors import StoreError
+from pvecfs.store.errors import OtherSchema, StoreError
 from pvecfs.store.salvage import salvage
 from pvecfs.tree.defects import connect
 from pvecfs.tree.entry import DT_DIR, ROOT_INODE, Entry
@@ -143,14 +143,28 @@ def survey(path: str, alone: bool) -> Survey:
     else:
         try:
             _examine(path, alone, found)
+        except OtherSchema as error:
+            if not alone:
+                raise
+            found.problems.append(str(error))
+            _salvage(path, found)
+            # No database of others has this row, in eight columns of these kinds.
+            if found.root is None or rows.root_defect(found.root) is not None:
+                raise
+            return found
         except StoreError as error:
-            cause = error.__cause__
-            if not isinstance(cause, sqlite3.Error) or rows.primary_code(cause) not in _DAMAGE:
+            if not _is_damage(error.__cause__):
                 raise
             found.problems.append(str(error))
     if found.problems and alone:
         _salvage(path, found)
     return found
+
+
+def _is_damage(cause: BaseException | None) -> bool:
+    return isinstance(cause, UnicodeDecodeError) or (
+        isinstance(cause, sqlite3.Error) and rows.primary_code(cause) in _DAMAGE
+    )
 
 
 def _holds_rows(path: str) -> bool:
@@ -175,14 +189,14 @@ def _examine(path: str, alone: bool, found: Survey) -> None:
 
 def _read(connection: sqlite3.Connection, found: Survey) -> None:
     """Read rows through SQLite, from both ends if it stops on the way."""
-    first: sqlite3.Error | None = None
+    first: Exception | None = None
     for order in ("", " ORDER BY inode DESC"):
         try:
             for row in connection.execute(rows.SELECT + order):
                 if not found.knows(int(row[0])):
                     _add(row, found)
             break
-        except sqlite3.Error as error:
+        except rows.ERRORS as error:
             first = first or error
     if first is not None:
         found.problems.append(f"some rows cannot be read: {first}")
@@ -229,7 +243,7 @@ def _image(path: str, found: Survey) -> bytes:
             try:
                 with closing(rows.connect(rows.uri(copy, "rw"))) as connection:
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            except sqlite3.Error as error:
+            except rows.ERRORS as error:
                 found.problems.append(f"{path}-wal: the newest changes cannot be read: {error}")
         with open(copy, "rb") as file:
             return file.read()

@@ -18,7 +18,7 @@ from stat import S_ISDIR, S_ISREG
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
-from pvecfs.store.errors import StoreError
+from pvecfs.store.errors import OtherSchema, StoreError
 from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry
 from pvecfs.tree.errors import TreeDefect
 
@@ -75,6 +75,10 @@ on the disk, large pages make large files fast. Measured with benchmarks/store.p
 less than half of the reference's bytes; with 2048 an overwrite of 2 KiB writes 0.8 of them, with 4096 most do. A
 file of 1 MiB takes 1.7 ms to commit; with 512 it takes 4 ms, with 4096 1.1 ms.
 """
+
+ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What Python's module raises: the latter for an error of SQLite's, if its message quotes bytes of a damaged schema
+that are no text."""
 
 _I64 = 2**63
 _U64_MASK = 2**64 - 1
@@ -196,7 +200,14 @@ Connect = Callable[[str], sqlite3.Connection]
 
 def connect(uri: str) -> sqlite3.Connection:
     """A connection without transactions of Python's own making, that waits 10 s for a lock."""
-    return sqlite3.connect(uri, timeout=10.0, isolation_level=None, uri=True)
+    connection = sqlite3.connect(uri, timeout=10.0, isolation_level=None, uri=True)
+    connection.text_factory = _text
+    return connection
+
+
+def _text(stored: bytes) -> str:
+    """In a damaged file, what is declared as text, or reported, may be none."""
+    return stored.decode(errors="replace")
 
 
 def check_file(path: str) -> None:
@@ -236,18 +247,29 @@ def check_kind(path: str) -> int:
 def check_schema(connection: sqlite3.Connection, path: str) -> bool:
     """Whether there is a table of entries; C{False} for a database without anything in it.
 
-    @raise StoreError: it holds something else.
+    @raise OtherSchema: it holds something else.
     """
     if connection.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
-        raise StoreError(EINVAL, f"{path}: the database's text is not UTF-8")
+        raise OtherSchema(EINVAL, f"{path}: the database's text is not UTF-8")
     columns = [(row[1], str(row[2]).upper(), row[3], row[5]) for row in connection.execute("PRAGMA table_info(tree)")]
     if columns == COLUMNS:
+        _check_constraints(connection)
         return True
     if columns:
-        raise StoreError(EINVAL, f"{path}: another schema: the columns of table 'tree' are not this file system's")
+        raise OtherSchema(EINVAL, f"{path}: another schema: the columns of table 'tree' are not this file system's")
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise StoreError(EINVAL, f"{path}: another schema: there is no table 'tree'")
+        raise OtherSchema(EINVAL, f"{path}: another schema: there is no table 'tree'")
     return False
+
+
+def _check_constraints(connection: sqlite3.Connection) -> None:
+    """Whether the table can be written to: who only reads is told nothing of a constraint that makes no sense.
+
+    @raise sqlite3.Error: as SQLite would, to who writes.
+    """
+    with closing(connect(":memory:")) as trial:
+        for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE lower(name) = 'tree'"):
+            trial.executescript(str(sql).partition("\0")[0])
 
 
 def primary_code(error: Exception) -> int | None:
@@ -261,9 +283,12 @@ def is_busy(error: Exception) -> bool:
     return primary_code(error) == sqlite3.SQLITE_BUSY
 
 
-def error_of(error: sqlite3.Error, path: str) -> StoreError:
+def error_of(error: sqlite3.Error | UnicodeDecodeError, path: str) -> StoreError:
     """What an error of SQLite's means: ENOSPC when there is no room, EACCES when not allowed, else EIO."""
     primary = primary_code(error)
+    what = str(error)
+    if isinstance(error, UnicodeDecodeError):
+        primary, what = sqlite3.SQLITE_CORRUPT, ascii(_text(error.object))
     number = EIO
     if primary == sqlite3.SQLITE_FULL or (primary == sqlite3.SQLITE_IOERR and _is_full(path)):
         number = ENOSPC
@@ -275,7 +300,7 @@ def error_of(error: sqlite3.Error, path: str) -> StoreError:
         hint = "; see 'pvecfs-db check' and 'pvecfs-db repair'"
     elif primary == sqlite3.SQLITE_BUSY:
         hint = "; another program uses it"
-    return StoreError(number, f"{path}: {error}{f' ({name})' if name else ''}{hint}")
+    return StoreError(number, f"{path}: {what}{f' ({name})' if name else ''}{hint}")
 
 
 def _is_full(path: str) -> bool:
@@ -307,7 +332,7 @@ def reading(path: str, alone: bool, connect: Connect = connect) -> Iterator[sqli
         try:
             with closing(connect(uri(name, mode))) as connection:
                 yield connection
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise error_of(error, path) from error
 
 
@@ -320,7 +345,7 @@ def writing(path: str) -> Iterator[sqlite3.Connection]:
     try:
         with closing(connect(uri(path, "rw"))) as connection:
             yield connection
-    except sqlite3.Error as error:
+    except ERRORS as error:
         raise error_of(error, path) from error
 
 

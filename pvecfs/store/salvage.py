@@ -16,6 +16,9 @@ from pvecfs.tree.entry import Entry
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 MAGIC = b"SQLite format 3\0"
 
+_HEAD = 100
+"""Bytes of the database's header, with which its first page begins."""
+
 _LEAF_OF_TABLE = b"\x0d"
 _INTEGER_BYTES = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 _MAX_PAYLOAD = 64 * 1024 * 1024
@@ -38,7 +41,7 @@ def salvage(image: bytes) -> list[SalvagedRow]:
     """All rows in the pages of C{image}, the content of a database file, but for pages that SQLite had freed."""
     size = int.from_bytes(image[16:18], "big")
     size = 65536 if size == 1 else size
-    if image[:16] == MAGIC and size in PAGE_SIZES:
+    if len(image) >= _HEAD and image[:16] == MAGIC and size in PAGE_SIZES:
         return list(_Pages(image, size, image[20]).rows())
     # The head is damaged. With the wrong size of pages hardly any cell looks like a row.
     return max((list(_Pages(image, size, 0).rows()) for size in PAGE_SIZES), key=len)
@@ -64,7 +67,7 @@ class _Pages:
     def rows(self) -> Iterator[SalvagedRow]:
         free = self._free()
         for number in range(1, self._count + 1):
-            start = (number - 1) * self._size + (100 if number == 1 else 0)
+            start = (number - 1) * self._size + (_HEAD if number == 1 else 0)
             if self._image[start : start + 1] == _LEAF_OF_TABLE and number not in free:
                 yield from self._rows_of(number)
 
@@ -91,7 +94,7 @@ class _Pages:
 
     def _rows_of(self, number: int) -> Iterator[SalvagedRow]:
         page = self._page(number)
-        start = 100 if number == 1 else 0
+        start = _HEAD if number == 1 else 0
         if len(page) < start + 8:
             return
         cells = int.from_bytes(page[start + 3 : start + 5], "big")

@@ -339,12 +339,12 @@ class SqliteStore:
         """Undo what failed."""
         if not rows.is_busy(error):  # nothing was written then
             self._log_in_doubt = True
-        with suppress(sqlite3.Error):
+        with suppress(*rows.ERRORS):
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
         if isinstance(error, StoreError):
             return error
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, rows.ERRORS):
             return rows.error_of(error, self.path)
         if isinstance(error, OSError):
             return StoreError(error.errno or EIO, f"{self.path}: {error.strerror}")
@@ -439,7 +439,7 @@ class SqliteStore:
                 connection.execute("PRAGMA synchronous=NORMAL").fetchall()
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._sync_database()
-        except (sqlite3.Error, OSError) as error:
+        except (*rows.ERRORS, OSError) as error:
             if not rows.is_busy(error):
                 self._log_in_doubt = True
             _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
@@ -483,7 +483,7 @@ class SqliteStore:
                 except sqlite3.OperationalError as error:
                     if not rows.is_busy(error):  # who writes now begins the log anew
                         raise
-        except (sqlite3.Error, OSError) as error:
+        except (*rows.ERRORS, OSError) as error:
             # The commits are in the log; if there is more to it, the next commit finds out.
             self._failed(error)
             self._stuck(error)
@@ -535,7 +535,7 @@ class SqliteStore:
                 yield
             finally:
                 connection.execute("ROLLBACK")
-        except sqlite3.Error as error:
+        except rows.ERRORS as error:
             raise rows.error_of(error, self.path) from error
 
     def _sync_database(self) -> None:
@@ -582,7 +582,7 @@ class SqliteStore:
                         self._sync_database()
                         _log.info("{path}-wal: is left, the database is in use", path=self.path)
                     break
-                except (sqlite3.Error, OSError) as error:
+                except (*rows.ERRORS, OSError) as error:
                     self._log_in_doubt = True
                     _log.warn("{path}: checkpoint failed: {error}", path=self.path, error=error)
         if self._log_fd >= 0:
@@ -623,7 +623,7 @@ class SqliteStore:
             if tree is None:
                 tree = Tree.new(int(self._now()))
                 write_new(connection, tree)
-        except sqlite3.Error as error:
+        except rows.ERRORS as error:
             raise rows.error_of(error, self.path) from error
         except OSError as error:
             if isinstance(error, StoreError):
@@ -688,7 +688,7 @@ class SqliteStore:
             self._broken = self._failed(error)
             raise self._broken from error
         if self._connection is not None:
-            with suppress(sqlite3.Error):
+            with suppress(*rows.ERRORS):
                 self._connection.close()
             self._connection = None
         self._close_database()
@@ -823,7 +823,7 @@ def place(path: str, fill: Callable[[str], None], replace: bool, kept: str | Non
                 also = f"; what was there is kept as {kept} too"
             _move_in(temporary, path, directory, not replace)
         sync_directory(path)
-    except sqlite3.Error as error:
+    except rows.ERRORS as error:
         raise rows.error_of(error, path) from error
     except StoreError:
         raise
