@@ -6,6 +6,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Generator
 from errno import EBUSY, EIO, ENOSPC
 from pathlib import Path
@@ -42,6 +44,15 @@ from tests.store_databases import (
     settle,
     store_at,
 )
+
+COPYING = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as index:
+    fcntl.lockf(index, fcntl.LOCK_EX, 1, 121)  # WAL_CKPT_LOCK (https://www.sqlite.org/walformat.html#locks)
+    print(flush=True)
+    sys.stdin.read()
+"""
+"""A program that has SQLite's lock of who copies the log, given C{-shm}, until its input ends."""
 
 
 class StoreTestCase(SynchronousTestCase):
@@ -722,6 +733,26 @@ class LogTests(StoreTestCase):
         size = self.frames(store)
         tree = self.write(store, tree, 10)
         self.assertEqual(self.frames(store), size)
+
+    def test_another_program_copies_the_log(self) -> None:
+        """SQLite says neither how long the log is nor what is copied. The store tries again."""
+        self.patch(sqlite, "QUIET", 1000.0)
+        store, tree = self.opened()
+        store.commit_now(delta := tree.apply(Create(b"f"), 0, 0).delta)
+        self.write(store, delta.tree, 4)
+        before = os.stat(self.path).st_size
+        held = subprocess.Popen(
+            [sys.executable, "-c", COPYING, self.path + "-shm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        with held:
+            assert held.stdin is not None and held.stdout is not None
+            held.stdout.readline()
+            store._waited_for(lambda: store._rest(sqlite.QUIET))
+            self.assertGreater(store._log_bytes, 2_000_000)
+            self.assertEqual(os.stat(self.path).st_size, before)
+            held.stdin.close()
+        self.assertIsNone(store._waited_for(lambda: store._rest(sqlite.QUIET)))
+        self.assertGreater(os.stat(self.path).st_size, before)
 
     def test_what_a_copier_copied_is_on_the_disk(self) -> None:
         """SQLite syncs only a copy that reaches the log's end, and copies nothing twice: were a later sync to fail, the

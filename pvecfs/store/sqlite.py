@@ -473,7 +473,9 @@ class SqliteStore:
             if busy or copied < frames:  # someone reads an old state, a backup for instance
                 os.fdatasync(self._log_fd)  # what is not copied is on the disk at least
                 self._sync_database()
-                self._log_bytes = self._log_stuck = frames * (self._page_size + 24)
+                if frames >= 0:  # else nobody says: another program copies the log
+                    self._log_bytes = frames * (self._page_size + 24)
+                self._log_stuck = self._log_bytes
                 return
             self._log_bytes = self._log_stuck = self._look_at = 0
             self._limit_kept(connection)
