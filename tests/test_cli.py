@@ -228,6 +228,20 @@ class ExchangeTests(CommandTestCase):
             self.assertFalse(os.path.exists(os.path.join(self.directory, "bad")))
             os.unlink(bad)
 
+    def test_extract_leaves_out_a_directory_with_all_in_it(self) -> None:
+        raw(
+            self.path,
+            [
+                (2, 0, 2, 1, 5, 4, b"x" * 300, None),
+                (3, 2, 3, 1, 5, 4, b"d", None),
+                (4, 3, 4, 1, 5, 8, b"f", None),
+                (5, 0, 5, 1, 5, 8, b"g", None),
+            ],
+        )
+        output = self.fails(2, "extract", os.path.join(self.directory, "out"))
+        self.assertEqual((output.count("left out:"), output.count("its directory is left out")), (3, 2))
+        self.assertIn("1 entries written", output)
+
     def test_import_refuses_what_a_mount_would(self) -> None:
         for number, (name, size) in enumerate((("large", 2**20 + 1), ("nodes/n1/lxc", 1))):
             source = os.path.join(self.directory, f"source{number}")

@@ -53,8 +53,12 @@ def _extract(tree: Tree, parent: Entry, path: bytes, fd: int, left_out: Report, 
         private = is_private(where)
         try:
             if entry.type == DT_DIR:
-                os.mkdir(name, 0o700, dir_fd=fd)
-                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    os.mkdir(name, 0o700, dir_fd=fd)
+                    below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                except OSError as error:
+                    _leave_out(tree, entry, where, str(error.strerror), left_out, step)
+                    continue
                 try:
                     _extract(tree, entry, where, below, left_out, step)
                     os.fchmod(below, 0o700 if private else 0o755)
@@ -71,6 +75,16 @@ def _extract(tree: Tree, parent: Entry, path: bytes, fd: int, left_out: Report, 
         except OSError as error:
             left_out(f"{os.fsdecode(where)!r}: {error.strerror}")
         step()
+
+
+def _leave_out(tree: Tree, entry: Entry, path: bytes, why: str, left_out: Report, step: Callable[[], None]) -> None:
+    """Report C{entry}, and all that is in it."""
+    left_out(f"{os.fsdecode(path)!r}: {why}")
+    step()
+    for name, inode in sorted(tree.children(entry.inode).items()):
+        below = tree.entry(inode)
+        assert below is not None
+        _leave_out(tree, below, path + b"/" + name, "its directory is left out", left_out, step)
 
 
 def collect(
