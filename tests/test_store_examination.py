@@ -315,6 +315,18 @@ class DamageTests(SynchronousTestCase):
         self.database.repair()
         self.assertEqual(len(reopened(self.path)), len(self.rows) + 1)
 
+    def test_a_format_that_can_be_read_only(self) -> None:
+        damaged = bytearray(self.whole)
+        damaged[18] = 3
+        Path(self.path).write_bytes(damaged)
+        self.assertEqual(len(self.database.tree()), len(self.rows) + 1)
+        self.assertIn("write version 3", str(self.assertRaises(StoreError, store_at(self.path).open)))
+        self.assertEqual(len(self.found()), len(self.rows))
+        actions, _ = self.database.repair()
+        self.assertIn("write version 3", actions[0])
+        self.assertEqual(self.database.survey().defects(), [])
+        self.assertEqual(len(reopened(self.path)), len(self.rows) + 1)
+
     def test_a_schema_of_others_is_no_damage(self) -> None:
         for schema, entry in (
             (rows.SCHEMA.replace("tree", "other"), FILE),

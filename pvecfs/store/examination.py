@@ -178,11 +178,14 @@ def _holds_rows(path: str) -> bool:
 
 
 def _examine(path: str, alone: bool, found: Survey) -> None:
+    what = rows.unwritable(path)
     with rows.reading(path, alone) as connection:
         connection.execute("BEGIN")
         has_table = rows.check_schema(connection, path)
         integrity = connection.execute(f"PRAGMA integrity_check({MAX_INTEGRITY_LINES})").fetchall()
         found.problems = [" ".join(str(line).split()) for (line,) in integrity if line != "ok"]
+        if what is not None:
+            found.problems.append(what)
         if has_table:
             _read(connection, found)
 

@@ -244,6 +244,19 @@ def check_kind(path: str) -> int:
     return status.st_size
 
 
+def unwritable(path: str) -> str | None:
+    """Why SQLite reads the database at C{path} but refuses to write to it, if so.
+
+    That is the "file format write version" (https://www.sqlite.org/fileformat2.html, section 1.3): 1 or 2, which is
+    with a log. Not to be called while this process has the database open: closing the file would drop SQLite's locks.
+
+    @raise OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(19)
+    return f"its format can be read only: write version {head[18]}" if head[18:] > b"\2" else None
+
+
 def check_schema(connection: sqlite3.Connection, path: str) -> bool:
     """Whether there is a table of entries; C{False} for a database without anything in it.
 

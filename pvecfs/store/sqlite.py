@@ -618,6 +618,9 @@ class SqliteStore:
         with rows.reading(self.path, True, self._connect) as connection:
             tree = read_tree(connection, self.path)
         try:
+            what = rows.unwritable(self.path)
+            if what is not None:
+                raise StoreError(EINVAL, f"{self.path}: {what}; see 'pvecfs-db check' and 'pvecfs-db repair'")
             for suffix in ("", *rows.BESIDE):  # those that a crash left may be of another mode than the database
                 with suppress(FileNotFoundError):
                     os.chmod(self.path + suffix, 0o600)
