@@ -607,6 +607,20 @@ class LiveTests(CommandTestCase):
         lock.release()
         self.succeeds("--db", saved, "backup", "--force", self.path)
 
+    def test_backup_over_what_belongs_to_a_database(self) -> None:
+        """A file of such a name would be taken for its log, in use or not."""
+        self.golden()
+        saved = os.path.join(self.directory, "saved.db")
+        self.succeeds("backup", saved)
+        for suffix in rows.BESIDE:
+            for there in (False, True):
+                if there:
+                    Path(self.path + suffix).write_bytes(b"the log")
+                before = snapshot(self.path)
+                output = self.fails(2, "--db", saved, "backup", "--force", self.path + suffix)
+                self.assertIn(f"belongs to the database {self.path}", output)
+                self.assertEqual(snapshot(self.path), before)
+
     def test_reading_and_backup_under_load(self) -> None:
         self.golden()
         self.hold_lock(self.path)

@@ -103,8 +103,13 @@ class OfflineDatabase:
         @raise StoreError: it cannot be read, or C{target} cannot be written, or is there and C{replace} is not set, or
             a daemon uses it.
         """
-        if os.path.realpath(target) in {self.path + suffix for suffix in ("", *rows.BESIDE)}:
-            raise StoreError(EINVAL, f"{target}: is the database itself, or belongs to it")
+        real = os.path.realpath(target)
+        if real == self.path:
+            raise StoreError(EINVAL, f"{target}: is the database itself")
+        for suffix in rows.BESIDE:
+            database = real.removesuffix(suffix)
+            if database != real and os.path.lexists(database):
+                raise StoreError(EINVAL, f"{target}: belongs to the database {database}")
         there = os.path.lexists(target)
         if there and not replace:
             raise StoreError(EEXIST, f"{target}: exists already")
