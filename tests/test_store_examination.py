@@ -135,6 +135,14 @@ class RepairTests(SynchronousTestCase):
             self.assertIsNotNone(tree.lookup(b"file"))
             os.unlink(self.path)
 
+    def test_a_version_near_its_end(self) -> None:
+        """One flipped bit of row 0: what is negative in the file is not far from it."""
+        raw(self.path, [(0, 0, -3, 0, 5, 8, b"__version__", None), DIRECTORY, FILE], root=False)
+        (line,) = self.database.survey().defects()
+        self.assertIn(f"version {2**64 - 3} is far ahead of its entries' 3", line)
+        tree = self.repaired()
+        self.assertEqual((tree.version, len(tree)), (4, 3))
+
     def test_lost_and_found_that_is_there(self) -> None:
         raw(
             self.path,

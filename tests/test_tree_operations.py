@@ -145,6 +145,23 @@ class CreateTests(OperationCase):
         self.refused(EIO, Create(b"b"), tree=tree)
         self.refused(EIO, Mkdir(b"b"), tree=tree)
 
+    def test_a_version_at_its_end(self) -> None:
+        """The next would be 0, the root's inode."""
+        root = Entry(0, 0, 2**64 - 2, 1, 1000, DT_DIR, b"")
+        tree = Tree.load([entry for entry in self.tree.entries() if entry.inode], root)
+        tree = grown(Create(b"last"), tree=tree)
+        self.assertEqual(self.found(tree, b"last").inode, 2**64 - 1)
+        for change in (
+            Create(b"b"),
+            Mkdir(b"b"),
+            Write(b"file", b"x"),
+            Delete(b"file"),
+            Rename(b"file", b"b"),
+            SetMtime(b"file", 5),
+        ):
+            self.refused(EIO, change, tree=tree)
+        self.refused(ENOENT, Delete(b"b"), tree=tree)
+
     def test_file_where_vm_configs_live_is_applied_when_delivered(self) -> None:
         tree = grown(Mkdir(b"nodes"), Mkdir(b"nodes/n1"), Create(b"nodes/n1/qemu-server"))
         self.assertEqual(self.found(tree, b"nodes/n1/qemu-server").type, DT_REG)

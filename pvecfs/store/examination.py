@@ -89,9 +89,9 @@ def root_lines(root: Entry | None, entries: dict[int, Entry]) -> list[str]:
         lines.append(described(what, root))
     if root.data:
         lines.append(described("row 0 has data", root))
-    behind = rows.behind(root, entries.values())
-    if behind is not None:
-        lines.append(described(behind, root))
+    for version in rows.behind(root, entries.values()), rows.ahead(root, entries.values()):
+        if version is not None:
+            lines.append(described(version, root))
     return lines
 
 

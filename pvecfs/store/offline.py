@@ -19,7 +19,7 @@ from pvecfs.store.sqlite import create, place, read_tree
 from pvecfs.tree.entry import DT_DIR, ROOT_INODE, Entry
 from pvecfs.tree.errors import OperationError, TreeDefect
 from pvecfs.tree.paths import NODES, is_node_name
-from pvecfs.tree.tree import Tree
+from pvecfs.tree.tree import MAX_VERSION, Tree
 
 
 class OfflineDatabase:
@@ -322,6 +322,8 @@ class _NodeMove:
         self.actions.append(f"{self._path(entry)}: is {os.fsdecode(above + b'/' + name)!r} now")
 
     def _advance(self) -> None:
+        if self.root.version == MAX_VERSION:
+            raise OperationError(EIO, "the tree's version is at its end; see 'pvecfs-db check' and 'pvecfs-db repair'")
         self.root = Entry(ROOT_INODE, 0, self.root.version + 1, 0, self._mtime, DT_DIR, b"")
 
     def _path(self, entry: Entry) -> str:

@@ -9,7 +9,7 @@ from pvecfs.tree.defects import connect
 from pvecfs.tree.entry import DT_DIR, DT_REG, ROOT_INODE, Entry
 from pvecfs.tree.errors import TreeDefect
 from pvecfs.tree.paths import is_bad_component
-from pvecfs.tree.tree import Tree
+from pvecfs.tree.tree import MAX_VERSION, Tree
 
 LOST_AND_FOUND = b"lost+found"
 
@@ -36,7 +36,11 @@ class Repair:
         @raise TreeDefect: it is beyond mending (numbers at the end of their range).
         """
         root = self._survey.root
-        self._version = max(rows.newest_number(self._entries.values()), 1 if root is None else root.version)
+        ahead = None if root is None else rows.ahead(root, self._entries.values())
+        if ahead is not None:
+            self.actions.append(f"{ahead}: set back")
+        kept = 1 if root is None or ahead is not None else root.version
+        self._version = max(rows.newest_number(self._entries.values()), kept)
         self._mend_root(root)
         self._mend_rows()
         self._mend_places()
@@ -47,7 +51,7 @@ class Repair:
         return Tree.load(self._entries.values(), Entry(0, 0, root.version, root.writer, root.mtime, DT_DIR, b""))
 
     def _next(self) -> int:
-        if self._version >= 2**64 - 1:
+        if self._version >= MAX_VERSION:
             raise TreeDefect("the tree's version is at its end: there is no inode left for lost+found")
         self._version += 1
         return self._version

@@ -189,6 +189,17 @@ def behind(root: Entry, entries: Iterable[Entry]) -> str | None:
     return f"the tree's version {root.version} is behind its entries' {newest}"
 
 
+def ahead(root: Entry, entries: Iterable[Entry]) -> str | None:
+    """What is wrong with the tree's version, if no tree gets there by changes. At its end there can be no more of them.
+
+    @param entries: all; the root is not among them.
+    """
+    newest = newest_number(entries)
+    if not root.version >= _I64 > newest:
+        return None
+    return f"the tree's version {root.version} is far ahead of its entries' {newest}"
+
+
 def uri(path: str, mode: str) -> str:
     """The name by which SQLite opens the file at C{path}; mode C{ro}, C{rw} or C{rwc}."""
     return f"file:{quote(os.path.abspath(os.fsencode(path)))}?mode={mode}"

@@ -26,6 +26,7 @@ MAX_FILE_BYTES = 1024 * 1024
 """The largest file. Larger ones are refused on every node alike."""
 
 U32 = 0xFFFFFFFF
+MAX_VERSION = 2**64 - 1
 
 
 class Delta(NamedTuple):
@@ -331,7 +332,7 @@ class Tree:
             head += bytes(offset - len(head))
         tail = b"" if change.truncate else before[end:]
         data = head + written + tail if head or tail else written
-        version = self.root.version + 1
+        version = self._next_version()
         return self._applied(
             _root(version, writer, mtime),
             (Entry(inode, parent, version, writer, mtime, DT_REG, name, data),),
@@ -377,8 +378,15 @@ class Tree:
             self.counters,
         )
 
-    def _new_entry(self, parent: int, name: bytes, type: int, writer: int, mtime: int) -> Entry:
+    def _next_version(self) -> int:
         version = self.root.version + 1
+        if version > MAX_VERSION:
+            # Only a damaged database comes here. 0, which would be next, is the root's inode.
+            raise OperationError(EIO, "the tree's version is at its end")
+        return version
+
+    def _new_entry(self, parent: int, name: bytes, type: int, writer: int, mtime: int) -> Entry:
+        version = self._next_version()
         if version in self._entries:
             # Only a database whose row 0 was set back comes here. Better no new entry than one less.
             raise OperationError(EIO, f"inode {version} is in use: the tree's version is behind its entries")
@@ -394,7 +402,7 @@ class Tree:
         self._check_empty(entry)
         config = vm_config_at(names)
         return self._applied(
-            _root(self.root.version + 1, writer, mtime),
+            _root(self._next_version(), writer, mtime),
             (),
             (entry.inode,),
             self._without(self._children, entry),
@@ -434,7 +442,7 @@ class Tree:
             parent, name = self._parent_and_name(to_names)
         self._check_empty(entry)
 
-        version = self.root.version + 1
+        version = self._next_version()
         children = self._children
         if target is not None:
             children = self._without(children, target)
@@ -465,7 +473,7 @@ class Tree:
         mtime = change.mtime & U32
         if entry.type == DT_DIR and is_lock(names) and (mtime < entry.mtime or writer != entry.writer):
             raise OperationError(EACCES)
-        version = self.root.version + 1
+        version = self._next_version()
         return self._applied(
             _root(version, writer, mtime),
             (Entry(inode, parent, version, writer, mtime, entry.type, name, entry.data),),
