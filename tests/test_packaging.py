@@ -9,9 +9,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +22,7 @@ from twisted.plugin import getPlugins
 from twisted.trial import unittest
 
 from pvecfs.ipc.descriptors import WANTED
+from tests.daemons import is_mounted
 from tests.needs import needs_fuse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -271,8 +274,8 @@ class LocalNodeTests(unittest.TestCase):
         self.pid_file.write_text("1")
         self.assertIn("No local node", self.script("stop-local"))
 
-    @needs_fuse()
-    def test_run_and_stop(self) -> None:
+    def install(self) -> None:
+        """Have what C{scripts/make-venv} makes, and leave nothing running."""
         program = self.checkout / ".venv/bin/twistd"
         program.parent.mkdir(parents=True)
         program.write_text(
@@ -280,6 +283,10 @@ class LocalNodeTests(unittest.TestCase):
         )
         program.chmod(0o755)
         self.addCleanup(self.script, "stop-local")
+
+    @needs_fuse()
+    def test_run_and_stop(self) -> None:
+        self.install()
         another = subprocess.Popen(["sleep", "60"])
         self.addCleanup(another.wait)
         self.addCleanup(another.kill)
@@ -289,6 +296,25 @@ class LocalNodeTests(unittest.TestCase):
         self.assertIn("runs already", self.script("start-local"))
         self.assertIn("Stopped", self.script("stop-local"))
         self.assertFalse(os.path.ismount(self.checkout / ".run/pve"))
+        self.assertIn("No local node", self.script("stop-local"))
+
+    def wait_until_dead(self) -> None:
+        """Until the mount has nobody behind it."""
+        with self.assertRaises(OSError):
+            while True:
+                os.statvfs(self.checkout / ".run/pve")
+                time.sleep(0.01)
+
+    @needs_fuse()
+    def test_killed(self) -> None:
+        """Its mount is there, and dead: a start takes its place, a stop removes it."""
+        self.install()
+        for script, said in ("start-local", "Starting a local node"), ("stop-local", "was killed"):
+            self.script("start-local")
+            os.kill(int(self.script("local-pid")), signal.SIGKILL)
+            self.wait_until_dead()
+            self.assertIn(said, self.script(script))
+        self.assertFalse(is_mounted(self.checkout / ".run/pve"))
         self.assertIn("No local node", self.script("stop-local"))
 
 
