@@ -14,7 +14,7 @@ BENCH ?= --json build/benchmarks.json
 help:
 	@echo "make run            install what is missing, start a local node below .run, show it"
 	@echo "make stop           stop that node"
-	@echo "make test           install what is missing, run all tests (some of them: TESTS=tests.test_tree_apply)"
+	@echo "make test           install what is missing, run all tests (some of them: TESTS=tests.test_tree_operations)"
 	@echo "make lint           style;  make types: static types"
 	@echo "make docs           build/docs/html and build/docs/man, warnings are errors"
 	@echo "make deb            the Debian package, in build/deb"

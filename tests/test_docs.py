@@ -22,3 +22,17 @@ class CitationTests(SynchronousTestCase):
                         cited.setdefault(page, path)
         self.assertIn("10-tree.md", cited)
         self.assertEqual({page: path for page, path in cited.items() if page not in pages}, {})
+
+    def test_test_modules(self) -> None:
+        """Texts name test modules as trial takes them."""
+        files = [ROOT / "Makefile", ROOT / "README.md", ROOT / ".ci/run"]
+        files += [path for path in (ROOT / "scripts").iterdir() if path.is_file()]
+        for room in "pvecfs", "tests", "benchmarks", "docs":
+            files += [path for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".md")]
+        cited: dict[str, Path] = {}
+        for path in files:
+            for module in re.findall(r"\btests\.(test_\w+)", path.read_text()):
+                cited.setdefault(module, path)
+        self.assertIn("test_leaks", cited)
+        missing = {module: path for module, path in cited.items() if not (ROOT / "tests" / f"{module}.py").exists()}
+        self.assertEqual(missing, {})
