@@ -406,7 +406,9 @@ class ServiceTests(TestCase):
     def test_name_taken(self) -> None:
         """A service that cannot open says so, and can be stopped."""
         service = IpcService(Clock(), self.name, MemoryView(golden_tree()), MemoryStatus(), READ_GID)  # type: ignore[arg-type]  # no descriptor comes to a Clock
-        self.assert_errno(EADDRINUSE, service.startService)
+        with self.assertRaisesRegex(OSError, f"IPC service '{self.name}': another program offers it") as refused:
+            service.startService()
+        self.assertEqual(refused.exception.errno, EADDRINUSE)
         service.stopService()
         self.assert_unharmed()
 

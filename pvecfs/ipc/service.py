@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from errno import EACCES, EINVAL, EIO, EMSGSIZE, ENOMEM
+from errno import EACCES, EADDRINUSE, EINVAL, EIO, EMSGSIZE, ENOMEM
 
 from twisted.application.service import Service
 
@@ -98,14 +98,16 @@ class IpcService(Service):
         )
         service = self._libqb.ipcs_create(self._ipc_name.encode(), SERVICE_ID, libqb.IPC_SHM, self._handlers)
         if not service:
-            raise OSError(ENOMEM, os.strerror(ENOMEM), self._ipc_name)
+            raise OSError(ENOMEM, f"IPC service {self._ipc_name!r}: {os.strerror(ENOMEM)}")
         self._libqb.ipcs_poll_handlers_set(service, self._poll.handlers)
         # One request of a connection at a time: the byte that announces it has certainly arrived. When libqb takes
         # several, it waits, for ever, for the bytes of those that a client put into the ring without announcing them.
         self._libqb.ipcs_request_rate_limit(service, libqb.RATE_SLOW)
         result = self._libqb.ipcs_run(service)
         if result < 0:  # and the service is freed
-            raise OSError(-result, os.strerror(-result), self._ipc_name)
+            taken = result == -EADDRINUSE
+            reason = "another program offers it (see --ipc-name)" if taken else os.strerror(-result)
+            raise OSError(-result, f"IPC service {self._ipc_name!r}: {reason}")
         self._service = service
         left = remove_leftovers(self._ipc_name)
         if left:
