@@ -42,6 +42,7 @@ from pvecfs.node.host import StartFailed
 from pvecfs.node.hostconf import TREE_NAME, HostConfiguration
 from pvecfs.node.ledger import Ledger
 from pvecfs.node.local import LocalProposer
+from pvecfs.node.logged import LoggedProposer
 from pvecfs.node.status import StatusService
 from pvecfs.node.view import NodeView
 from pvecfs.placement import ThreadPlacement
@@ -290,7 +291,7 @@ class NodeService(Service):
         mount = FuseMount(
             self._reactor,
             view,
-            proposer,
+            LoggedProposer(proposer, view, time.monotonic),
             options["mountpoint"],
             os.geteuid(),
             group,

@@ -200,8 +200,13 @@ class Life(DaemonCase):
         self.assertEqual(switch.read_text(), "0\n")
         subprocess.run(f"echo 1 > {switch}", shell=True, check=True, timeout=10)
         self.assertEqual(switch.read_text(), "1\n")
+        (self.daemon.mount / "told").mkdir()
         subprocess.run(f"echo 0 > {switch}", shell=True, check=True, timeout=10)
         self.assertEqual(switch.read_text(), "0\n")
+        (self.daemon.mount / "not-told").mkdir()
+        self.daemon.stop()
+        self.assertRegex(self.daemon.log_text(), r"Mkdir /?told: 0, [0-9.]+ ms")
+        self.assertNotIn("not-told", self.daemon.log_text())
 
     def test_many_configs(self) -> None:
         """10,000 VM configs of 1 KiB."""

@@ -7,6 +7,7 @@ from errno import EACCES, EBUSY, EEXIST, EFBIG, EINVAL, EIO, ENOENT, ENOSPC
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -21,6 +22,7 @@ from pvecfs.interfaces import (
     IProposer,
     IQuorumListener,
 )
+from pvecfs.log import set_verbose
 from pvecfs.node.cluster import (
     JOIN_INTERVAL,
     LEAVE_PATIENCE,
@@ -193,6 +195,57 @@ class Interfaces(ServiceCase):
         verifyObject(IQuorumListener, self.proposer)
         verifyObject(ILedger, self.ledger)
         verifyObject(IGroupConnection, self.connection)
+
+
+class Logging(ServiceCase):
+    """What the log says of the group."""
+
+    def synchronise(self) -> list[str]:
+        """Synchronise with the other member, which lacks something, and lose it; the lines."""
+        with capturedLogs() as events:
+            self.enter(ME, OTHER)
+            self.deliver()
+            behind = State(1, 0, self.machine.epoch, Tree.new(1).index()).encode()
+            self.service.message_delivered(OTHER, behind)
+            self.deliver()
+            self.service.membership_changed((ME,), (OTHER,), ())
+            self.proposer.quorum_changed(False, [2])
+        return [formatEvent(event) for event in events]
+
+    def test_verbose(self) -> None:
+        """Every step of a synchronisation, membership and mode is told."""
+        self.addCleanup(set_verbose, False)
+        set_verbose(True)
+        self.assertEqual(
+            self.synchronise(),
+            [
+                "pve_dcdb_v1: members 2/20, 3/30, left: none, joined: 2/20",
+                "pve_dcdb_v1: starting data synchronisation of members 2/20, 3/30",
+                "pve_dcdb_v1: mode start, now start-sync",
+                "pve_dcdb_v1: member 2/20 starts the synchronisation, sending our state",
+                "pve_dcdb_v1: state 1 of 2, of member 2/20",
+                "pve_dcdb_v1: state 2 of 2, of member 3/30",
+                "pve_dcdb_v1: all states are here, up to date: 2/20",
+                "pve_dcdb_v1: we lead, sending updates",
+                "pve_dcdb_v1: all data is up to date",
+                "pve_dcdb_v1: mode start-sync, now synced",
+                "pve_dcdb_v1: member 2/20 has sent all updates",
+                "pve_dcdb_v1: members 2/20, left: 3/30, joined: none",
+                "pve_dcdb_v1: alone in the group, all data is up to date",
+                "quorum: nodes 2, this one may not write",
+            ],
+        )
+
+    def test_otherwise(self) -> None:
+        """What is not to be expected, and what it has come to."""
+        self.assertEqual(
+            self.synchronise(),
+            [
+                "pve_dcdb_v1: starting data synchronisation of members 2/20, 3/30",
+                "pve_dcdb_v1: all data is up to date",
+                "pve_dcdb_v1: alone in the group, all data is up to date",
+            ],
+        )
 
 
 class Joining(ServiceCase):

@@ -6,18 +6,21 @@ from collections.abc import Callable
 from errno import EEXIST, ENOSPC
 
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pvecfs.interfaces import IKernelCache, ILedger, ILedgerListener, INodeView, IProposer, Meant
+from pvecfs.interfaces import Acknowledge, IKernelCache, ILedger, ILedgerListener, INodeView, IProposer, Meant
+from pvecfs.log import set_verbose
 from pvecfs.node.ledger import RECOVERY_INTERVAL, Ledger, NoKernelCache, NoLedgerListener
 from pvecfs.node.local import LocalProposer
+from pvecfs.node.logged import LoggedProposer
 from pvecfs.node.view import NodeView
 from pvecfs.store.errors import StoreError
 from pvecfs.store.memory import MemoryStore
 from pvecfs.tree.admission import Limits
-from pvecfs.tree.changes import Create, Delete, Mkdir, SetMtime, Write
+from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.tree import Delta, Tree
 
@@ -199,3 +202,62 @@ class LedgerTests(SynchronousTestCase):
         self.propose("gone", Delete(b"a"))
         self.store.settle()
         self.assertEqual(self.store.batches, [1, 1])
+
+
+@implementer(IProposer)
+class RecordingProposer:
+    def __init__(self) -> None:
+        self.proposed: list[tuple[Change, Acknowledge, Meant | None]] = []
+        self.synchronised: list[Acknowledge] = []
+
+    def propose(self, change: Change, acknowledge: Acknowledge, meant: Meant | None = None) -> None:
+        self.proposed.append((change, acknowledge, meant))
+
+    def synchronise(self, acknowledge: Acknowledge) -> None:
+        self.synchronised.append(acknowledge)
+
+
+class LoggedProposerTests(SynchronousTestCase):
+    """What the log says of changes."""
+
+    def setUp(self) -> None:
+        self.addCleanup(set_verbose, False)
+        self.inner = RecordingProposer()
+        self.view = NodeView(Tree.new(1), b"n1", Limits(), True, False, set_verbose)
+        self.clock = Clock()
+        self.proposer = LoggedProposer(self.inner, self.view, self.clock.seconds)
+        self.outcomes: list[int] = []
+
+    def test_interfaces(self) -> None:
+        for proposer in self.proposer, self.inner:
+            verifyObject(IProposer, proposer)
+
+    def test_verbose(self) -> None:
+        """A line for each change, when its caller has been told."""
+        self.view.set_debug(True)
+        for change, outcome, line in (
+            (Create(b"a"), 0, "Create a: 0, 2.5 ms"),
+            (Create(b"a"), -EEXIST, "Create a: EEXIST, 2.5 ms"),
+            (Write(b"a", b"secret!", 3), 7, "Write a, 7 bytes at 3: 7, 2.5 ms"),
+            (Write(b"a", b"", 0, True), 0, "Write a, 0 bytes at 0, where the file ends: 0, 2.5 ms"),
+            (Rename(b"a", b"b/{c}"), 0, "Rename a to b/{c}: 0, 2.5 ms"),
+            (SetMtime(b"b\xff", 5), 0, "SetMtime b\\xff 5: 0, 2.5 ms"),
+        ):
+            self.proposer.propose(change, self.outcomes.append, (1,))
+            proposed, acknowledge, meant = self.inner.proposed.pop()
+            self.assertEqual((proposed, meant), (change, (1,)))
+            self.clock.advance(0.0025)
+            with capturedLogs() as events:
+                acknowledge(outcome)
+            self.assertEqual([formatEvent(event) for event in events], [line])
+            self.assertEqual(self.outcomes.pop(), outcome)
+
+    def test_otherwise(self) -> None:
+        """Nothing stands between the change and its caller."""
+        told: Acknowledge = self.outcomes.append
+        for switch in True, False:
+            self.view.set_debug(switch)
+        self.proposer.propose(Create(b"a"), told)
+        self.proposer.synchronise(told)
+        self.assertEqual(self.inner.proposed, [(Create(b"a"), told, False)])
+        self.assertEqual(self.inner.synchronised, [told])

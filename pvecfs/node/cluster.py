@@ -277,6 +277,13 @@ class GroupService(Service):
         self._input(lambda now: self.machine.joined_as(member, now))
 
     def membership_changed(self, members: Sequence[Member], left: Sequence[Member], joined: Sequence[Member]) -> None:
+        _log.debug(
+            "{group}: members {members}, left: {left}, joined: {joined}",
+            group=self.machine.group_name,
+            members=_listed(members),
+            left=_listed(left),
+            joined=_listed(joined),
+        )
         if self.machine.own in members:
             self._inside = True
         elif self._inside:
@@ -473,6 +480,12 @@ class GroupService(Service):
             self._busy = False
         self._watch_time()
         if self.machine.mode is not self._mode:
+            _log.debug(
+                "{group}: mode {before}, now {mode}",
+                group=self.machine.group_name,
+                before=self._mode.value,
+                mode=self.machine.mode.value,
+            )
             self._mode = self.machine.mode
             self.mode_changed(self._mode)
 
@@ -513,6 +526,10 @@ class GroupService(Service):
 
     def _ticked(self) -> None:
         self._input(self.machine.tick)
+
+
+def _listed(items: Iterable[object]) -> str:
+    return ", ".join(map(str, items)) or "none"
 
 
 class _Proposal:
@@ -719,6 +736,8 @@ class ClusterProposer:
     # -- IQuorumListener
 
     def quorum_changed(self, quorate: bool, node_ids: Sequence[int]) -> None:
+        state = "may write" if quorate else "may not write"
+        _log.debug("quorum: nodes {nodes}, this one {state}", nodes=_listed(node_ids), state=state)
         self._replica.quorate = quorate
         self._service.quorum_changed(node_ids, quorate)
         if not quorate:

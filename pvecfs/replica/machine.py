@@ -530,6 +530,7 @@ class GroupMachine:
         if sender.node_id != self.members[0].node_id:
             out.append(Log(Level.WARN, f"member {sender}, not the lowest node, starts the synchronisation"))
         self.epoch = Epoch.decode(data, BASE.size)
+        out.append(Log(Level.DEBUG, f"member {sender} starts the synchronisation, sending our state"))
         self._forget_synchronisation()
         state = State(self._version, now.wall & U32, self.epoch, self._application.state())
         out.append(Multicast(state.encode(), Weight.CRITICAL))
@@ -543,6 +544,7 @@ class GroupMachine:
         if sender in self._states:
             raise Resync(f"a second state of member {sender}")
         self._states[sender] = data[STATE_HEAD_SIZE:]
+        out.append(Log(Level.DEBUG, f"state {len(self._states)} of {len(self.members)}, of member {sender}"))
         if len(self._states) < len(self.members):
             return
         states = {member: self._states[member] for member in self.members}
@@ -550,7 +552,10 @@ class GroupMachine:
         verdict = self._application.states_collected(states, self.own, now)
         self._leader = verdict.leader
         self.synced = verdict.synced.intersection(self.members)
+        names = ", ".join(map(str, sorted(self.synced)))
+        out.append(Log(Level.DEBUG, f"all states are here, up to date: {names or 'none'}"))
         if verdict.updates is not None:
+            out.append(Log(Level.DEBUG, "we lead, sending updates"))
             out.append(MulticastSeries(self._updates(self.epoch, verdict.updates, now)))
         self._extend(out, verdict.effects, now)
         if self.own in self.synced:
@@ -594,6 +599,7 @@ class GroupMachine:
         self._deliver_queue(now, out)
 
     def _complete(self, sender: Member, data: bytes, now: Instant, out: list[Effect]) -> None:
+        out.append(Log(Level.DEBUG, f"member {sender} has sent all updates"))
         self.synced = frozenset(self.members)
         self._deliver_queue(now, out)
 
