@@ -19,7 +19,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
@@ -274,6 +274,34 @@ class SinkTests(TestCase):
         yield self.sink.stopService()  # after what was handed over
         for _value, path, columns in shapes.values():
             self.assertEqual(self.stored(path), (now, columns))
+
+    @inlineCallbacks
+    def test_no_rrdcached_is_mentioned_once(self) -> Steps:
+        """However often it is looked for; and that it was found."""
+        tries: list[int] = []
+
+        def at_once(tried: int) -> float:
+            tries.append(tried)
+            return 0.01
+
+        self.patch(sink, "backoffPolicy", lambda maxDelay: at_once)
+        self.sink = RoundRobinSink(reactor, self.root, self.socket)  # type: ignore[arg-type]  # as above
+        with capturedLogs() as events:
+            self.sink.startService()
+            yield self.until(lambda: len(tries) > 2, "more attempts")
+            self.start_rrdcached()
+            yield self.until(lambda: self.sink._protocol is not None, "the connection")
+            yield self.sink.stopService()
+        absent, found = map(formatEvent, events)
+        self.assertIn(f"no rrdcached at {self.socket}", absent)
+        self.assertEqual(found, f"connected to rrdcached at {self.socket}")
+
+    @inlineCallbacks
+    def test_stopped_before_it_has_looked(self) -> Steps:
+        with capturedLogs() as events:
+            self.sink.startService()
+            yield self.sink.stopService()
+        self.assertEqual(events, [])
 
     @inlineCallbacks
     def test_rrdcached_dies_and_comes_back(self) -> Steps:

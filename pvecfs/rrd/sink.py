@@ -12,6 +12,7 @@ from twisted.application.internet import ClientService, backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -44,7 +45,7 @@ MAX_QUEUED = 4096
 """Updates that may wait here; then the oldest is forgotten."""
 
 MAX_RETRY_SECONDS = 300.0
-"""Longest pause between two attempts to reach rrdcached; Twisted logs each."""
+"""Longest pause between two attempts to reach rrdcached."""
 
 STOP_TIMEOUT = 2.0
 """Seconds that a stop waits for the disk and for rrdcached."""
@@ -78,6 +79,12 @@ def store_directly(path: bytes, update: Update, now: float) -> None:
     librrd.update(path, update.line)
 
 
+class _QuietClientService(ClientService):
+    """Tries for ever, and does not log each attempt: where there is no rrdcached, all of them fail."""
+
+    _log = Logger(observer=LogPublisher())
+
+
 @implementer(IRoundRobinSink)
 class RoundRobinSink(Service):
     """Stores RRD updates in databases below C{directory}."""
@@ -90,7 +97,8 @@ class RoundRobinSink(Service):
         self._wall_clock = wall_clock
         self._worker = DiskWorker(reactor)
         endpoint = UNIXClientEndpoint(reactor, socket)  # type: ignore[no-untyped-call]  # Twisted's has no annotations
-        self._client = ClientService(
+        self._socket = socket
+        self._client = _QuietClientService(
             endpoint,
             RrdcachedFactory(reactor, self._connected),
             backoffPolicy(maxDelay=MAX_RETRY_SECONDS),
@@ -105,6 +113,7 @@ class RoundRobinSink(Service):
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's has no annotations
         self._worker.start()
         self._client.startService()
+        self._client.whenConnected(failAfterFailures=1).addErrback(self._not_connected)
 
     def stopService(self) -> Deferred[None]:
         """Fires when the thread has ended and the connection is closed, or after 2 s."""
@@ -133,8 +142,17 @@ class RoundRobinSink(Service):
 
     # rrdcached
 
+    def _not_connected(self, failure: Failure) -> None:
+        """The first attempt failed, or was cut short by a stop."""
+        if self.running:
+            _log.info(
+                "no rrdcached at {socket}, the round-robin databases are updated directly: {reason}",
+                socket=self._socket,
+                reason=failure.value,
+            )
+
     def _connected(self, protocol: RrdcachedProtocol) -> None:
-        _log.info("connected to rrdcached")
+        _log.info("connected to rrdcached at {socket}", socket=self._socket)
         self._protocol = protocol
         protocol.lost.addCallback(self._disconnected)
 
