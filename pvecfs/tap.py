@@ -181,15 +181,35 @@ class Options(usage.Options):
 
         try:
             mountpoint = resolve(self["mountpoint"])
-            for option in "state-dir", "run-dir", "rrd-dir", "corosync-conf", "pid-file":
+            for option in "state-dir", "run-dir", "rrd-dir", "rrdcached-socket", "corosync-conf", "pid-file":
                 if self[option] is None:
                     continue
                 # The last two are files, which we replace: what a link of that name leads to is left alone.
-                directory = self[option] if option.endswith("dir") else os.path.dirname(self[option])
-                if Path(resolve(directory)).is_relative_to(mountpoint):
+                replaced = option in ("corosync-conf", "pid-file")
+                place = os.path.dirname(self[option]) if replaced else self[option]
+                if Path(resolve(place)).is_relative_to(mountpoint):
                     raise usage.UsageError(f"--{option} {self[option]} is in the mount, {self['mountpoint']}")
+            self._check_pid_file()
         except MountFailed as error:
             raise usage.UsageError(str(error)) from error
+
+    def _check_pid_file(self) -> None:
+        """It would take the place of what it is called like.
+
+        @raise MountFailed: links lead nowhere.
+        """
+        from pvecfs.fuse.mountpoint import resolve
+        from pvecfs.store.lockfile import DATABASE_NAME, locks_of
+        from pvecfs.store.rows import BESIDE
+
+        if self["pid-file"] is None:
+            return
+        directory, name = os.path.split(self["pid-file"])
+        database = os.path.join(resolve(self["state-dir"]), DATABASE_NAME)
+        taken = {path + suffix for path in (database, resolve(database)) for suffix in ("", *BESIDE)}
+        taken |= {lock.path for lock in locks_of(database)}
+        if os.path.join(resolve(directory), name) in taken:
+            raise usage.UsageError(f"--pid-file {self['pid-file']} is a file of the database")
 
 
 def makeService(options: Options) -> IService:

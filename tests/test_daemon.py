@@ -523,7 +523,7 @@ class PlacesTests(TestCase):
         (base / "mount").mkdir(parents=True)
         (base / "link").symlink_to("mount/below")
         (base / "also").symlink_to("mount")
-        for name in "state-dir", "run-dir", "rrd-dir":
+        for name in "state-dir", "run-dir", "rrd-dir", "rrdcached-socket":
             for place in "mount", "mount/below", "link", "other/../mount":
                 for mount in "mount", "also":
                     message = self.refused("--mountpoint", str(base / mount), f"--{name}", str(base / place))
@@ -536,6 +536,20 @@ class PlacesTests(TestCase):
             # a link as the file itself will be replaced
             Options().parseOptions(["--mountpoint", str(base / "mount"), f"--{name}", str(base / "link")])
         self.assertIn("is in the mount", self.refused("--mountpoint", "/var"))
+
+    def test_pid_file_in_the_place_of_the_database(self) -> None:
+        base = Path(self.mktemp()).absolute()
+        for name in "state", "elsewhere", "third":
+            (base / name).mkdir(parents=True)
+        (base / "link").symlink_to("state")
+        (base / "state/config.db").symlink_to(base / "elsewhere/config.db")
+        for directory in "state", "link", "third/../state", "elsewhere":
+            for file in "config.db", "config.db-wal", "config.db-shm", "config.db-journal", ".pmxcfs.lockfile":
+                path = base / directory / file
+                message = self.refused("--state-dir", str(base / "link"), "--pid-file", str(path))
+                self.assertIn(f"--pid-file {path} is a file of the database", message)
+        for path in base / "state/pid", base / "third/config.db":
+            Options().parseOptions(["--state-dir", str(base / "link"), "--pid-file", str(path)])
 
     def test_links_that_lead_nowhere(self) -> None:
         loop = Path(self.mktemp()).absolute()
