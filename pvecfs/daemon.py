@@ -54,7 +54,7 @@ from pvecfs.replica.member import Instant
 from pvecfs.rrd.sink import RoundRobinSink
 from pvecfs.scheduling import RealTimeThreads
 from pvecfs.store.errors import StoreError
-from pvecfs.store.lockfile import DATABASE_NAME, LOCK_TIMEOUT, LockFile, locks_of
+from pvecfs.store.lockfile import DATABASE_NAME, LOCK_NAME, LOCK_TIMEOUT, LockFile, locks_of
 from pvecfs.store.sqlite import SqliteStore
 from pvecfs.tree.admission import Limits
 from pvecfs.tree.errors import OperationError, TreeDefect
@@ -252,7 +252,7 @@ class NodeService(Service):
             self._stop_steps.append(("the lock", lock.release))
         if options["pid-file"] is not None:
             pid_file = Path(options["pid-file"])
-            host.write_pid_file(pid_file)
+            host.write_pid_file(pid_file, LOCK_NAME)
             undo.callback(host.remove_pid_file, pid_file)
             self._stop_steps.append(("the pid file", lambda: host.remove_pid_file(pid_file)))
 

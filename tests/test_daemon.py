@@ -490,6 +490,19 @@ class WrongInput(DaemonCase):
         self.assertIn("another daemon", self.refused(daemon=other))
         self.assertTrue(is_mounted(self.daemon.mount))
 
+    def test_pid_file_of_another_daemon(self) -> None:
+        """One of another database: it is as it was."""
+        path = self.base / "pid"
+        self.daemon.options += ["--pid-file", str(path)]
+        self.daemon.start()
+        other = DaemonProcess(self.base, "--local", "--no-ipc", "--pid-file", str(path))
+        self.addCleanup(other.clean)
+        other.mount = self.base / "other"
+        other.options += ["--mountpoint", str(other.mount), "--state-dir", str(self.base / "other-state")]
+        message = self.refused(daemon=other)
+        self.assertIn(f"the pid file {path} is that of process {self.daemon.pid}", message)
+        self.assertEqual(path.read_text(), f"{self.daemon.pid}\n")
+
     def test_second_daemon_by_a_link(self) -> None:
         """Another state directory, whose database is a link to the same file."""
         self.daemon.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,6 +13,7 @@ from pvecfs.node import host
 from tests.needs import needs_root
 
 GROUP = 12345
+LOCK_NAME = ".lock"
 
 
 class DirectoryTests(SynchronousTestCase):
@@ -79,7 +81,7 @@ class PidFileTests(SynchronousTestCase):
 
     def test_ours(self) -> None:
         self.path.write_text("something that is longer than a number")
-        host.write_pid_file(self.path)
+        host.write_pid_file(self.path, LOCK_NAME)
         self.assertEqual(self.path.read_text(), f"{os.getpid()}\n")
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o644)
         host.remove_pid_file(self.path)
@@ -91,6 +93,32 @@ class PidFileTests(SynchronousTestCase):
         host.remove_pid_file(self.path)
         self.assertTrue(self.path.exists())
 
+    def process(self, held: str) -> int:
+        """One that has the file C{held} open."""
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        with (directory / held).open("w") as file:
+            process = subprocess.Popen(["sleep", "60"], stdin=file)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process.pid
+
+    def test_running_daemons(self) -> None:
+        """It is left alone."""
+        pid = self.process(LOCK_NAME)
+        self.path.write_text(f"{pid}\n")
+        with self.assertRaisesRegex(host.StartFailed, f"the pid file {self.path} is that of process {pid}"):
+            host.write_pid_file(self.path, LOCK_NAME)
+        host.remove_pid_file(self.path)
+        self.assertEqual(self.path.read_text(), f"{pid}\n")
+
+    def test_of_nobody_any_more(self) -> None:
+        """The number that a killed daemon has left is no process's, or another program's."""
+        for text in f"{self.process('file')}", f"{2**22 + 1}", "1", "-1", "", "none", "9" * 40:
+            self.path.write_text(text)
+            host.write_pid_file(self.path, LOCK_NAME)
+            self.assertEqual(self.path.read_text(), f"{os.getpid()}\n")
+
     def test_impossible(self) -> None:
         with self.assertRaisesRegex(host.StartFailed, f"cannot write the pid file {self.path}/x: No such file"):
-            host.write_pid_file(self.path / "x")
+            host.write_pid_file(self.path / "x", LOCK_NAME)

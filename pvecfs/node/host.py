@@ -98,15 +98,38 @@ def make_directory(path: Path, mode: int, group: int | None) -> None:
         raise StartFailed(f"cannot make the directory {path}: {error.strerror}") from error
 
 
-def write_pid_file(path: Path) -> None:
+def write_pid_file(path: Path, lock_name: str) -> None:
     """Write our process id to C{path}.
 
-    @raise StartFailed: that is not possible.
+    @param lock_name: of the file that every daemon holds open, beside its database.
+    @raise StartFailed: that is not possible, or the file is a running daemon's.
     """
+    other = _daemon_of(path, lock_name)
+    if other is not None:
+        raise StartFailed(f"the pid file {path} is that of process {other}, which uses another database")
     try:
         replace_file(path, b"%d\n" % os.getpid())
     except OSError as error:
         raise StartFailed(f"cannot write the pid file {path}: {error.strerror}") from error
+
+
+def _daemon_of(path: Path, lock_name: str) -> int | None:
+    """The daemon that C{path} names. The number alone tells little: since its process was killed it may have become any
+    other's. And who is not our user keeps nobody from starting."""
+    try:
+        with path.open("rb") as file:
+            number = int(file.read(32))
+        process = Path("/proc", str(number))
+        if number == os.getpid() or process.stat().st_uid != os.geteuid():
+            return None
+        descriptors = list((process / "fd").iterdir())
+    except (OSError, ValueError):
+        return None
+    for descriptor in descriptors:
+        with suppress(OSError):  # closed by now
+            if descriptor.readlink().name == lock_name:
+                return number
+    return None
 
 
 def remove_pid_file(path: Path) -> None:
