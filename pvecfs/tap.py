@@ -17,6 +17,9 @@ from pvecfs.tree.locks import LIFETIME
 MIB = 1024 * 1024
 DEFAULT_LIMITS = Limits()
 
+_OF_A_CONVERSION = "Parameter type enforcement failed: "
+"""What Twisted puts before the message of a conversion, which says all there is to say."""
+
 MAX_IPC_NAME_BYTES = 107
 """libqb makes the address of a local socket of it, of which there is no more (unix(7))."""
 
@@ -160,7 +163,7 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]  # Twisted has no annotations there
         except usage.UsageError as error:
-            raise SystemExit(f"pvecfs: {error}") from error
+            raise SystemExit(f"pvecfs: {str(error).removeprefix(_OF_A_CONVERSION)}") from error
 
     def parseArgs(self, *arguments: str) -> None:
         if arguments:

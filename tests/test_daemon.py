@@ -417,7 +417,7 @@ class WrongInput(DaemonCase):
         self.assertIn("surprise", self.refused("surprise"))
 
     def test_wrong_number(self) -> None:
-        self.assertIn("max-size", self.refused("--max-size", "none"))
+        self.assertEqual(self.refused("--max-size", "none"), "pvecfs: --max-size: 'none' is not a whole number from 1")
 
     def test_impossible_directory(self) -> None:
         (self.base / "file").write_text("")
