@@ -259,5 +259,5 @@ class LoggedProposerTests(SynchronousTestCase):
             self.view.set_debug(switch)
         self.proposer.propose(Create(b"a"), told)
         self.proposer.synchronise(told)
-        self.assertEqual(self.inner.proposed, [(Create(b"a"), told, False)])
+        self.assertEqual(self.inner.proposed, [(Create(b"a"), told, None)])
         self.assertEqual(self.inner.synchronised, [told])

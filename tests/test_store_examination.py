@@ -167,6 +167,18 @@ class RepairTests(SynchronousTestCase):
         assert entry is not None
         self.assertEqual(entry.data, b"text")
 
+    def test_schema_that_opens_files(self) -> None:
+        """What a foreign database calls its schema is tried out, but not on other files."""
+        raw(self.path, [DIRECTORY])
+        other = f"{self.path}.other"
+        for statement in f"ATTACH '{other}' AS o; CREATE TABLE o.t (x)", f"VACUUM INTO '{other}'":
+            with sqlite3.connect(self.path) as connection:
+                connection.execute("PRAGMA writable_schema=1")
+                connection.execute("UPDATE sqlite_master SET sql = sql || ?", (f"; {statement}",))
+            connection.close()
+            self.assertIn("not authorized", str(self.assertRaises(StoreError, self.database.survey)))
+            self.assertFalse(os.path.exists(other))
+
     def test_nothing_to_repair(self) -> None:
         raw(self.path, [DIRECTORY, FILE])
         before = snapshot(self.path)

@@ -292,8 +292,14 @@ def _check_constraints(connection: sqlite3.Connection) -> None:
     @raise sqlite3.Error: as SQLite would, to who writes.
     """
     with closing(connect(":memory:")) as trial:
+        trial.set_authorizer(_no_files)  # whoever wrote the file wrote what is tried here
         for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE lower(name) = 'tree'"):
             trial.executescript(str(sql).partition("\0")[0])
+
+
+def _no_files(action: int, *_: object) -> int:
+    """Of SQL that is not ours, refuse what would open another file: ATTACH, and VACUUM INTO, which does it so."""
+    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
 
 def primary_code(error: Exception) -> int | None:
