@@ -771,6 +771,22 @@ class Deadlines(MachineCase):
         self.assertIn("member 3/300 (node 3 is not in", self.logged())
         self.assertNotIn("2/200", self.logged())
 
+    def test_announcement_missing(self) -> None:
+        """Nobody has sent a state yet, since the lowest is silent: it alone is waited for."""
+        self.members(A, B, C, joined=[B])
+        self.assertEqual(self.machine.waiting_for, (A,))
+        self.at(1010.0)
+        self.assert_leaves(says="no states")
+        self.assertIn("1/100", self.logged())
+        self.assertNotIn("2/200", self.logged())
+        self.machine.joined_as(B, self.now)
+        self.to_start_sync()
+        self.state(A)
+        self.state(B)
+        self.assertEqual(self.machine.waiting_for, (C,))
+        self.members(A, B, C)
+        self.assertEqual(self.machine.waiting_for, (A,))
+
     def test_restarted_by_every_state_message(self) -> None:
         self.members(A, B, C, joined=[B])
         for time, member in ((1005.0, None), (1010.0, A), (1015.0, B)):

@@ -118,6 +118,7 @@ class GroupMachine:
         self.epoch = Epoch(0, 0, 0, 0)
         self._lowest = False
         self._leader: Member | None = None
+        self._announced = False  # SYNC_START of the present synchronisation has come
         self._states: dict[Member, bytes] = {}
         self._receiver: UpdateReceiver | None = None  # in UPDATE only
         self._queue: list[_Queued] = []
@@ -177,8 +178,11 @@ class GroupMachine:
 
     @property
     def waiting_for(self) -> tuple[Member, ...]:
-        """The members whose state or updates a synchronisation waits for; empty when there is none."""
+        """The members whose state or updates a synchronisation waits for; empty when there is none. The states are sent
+        once the lowest member has announced it: until then it is the one."""
         if self.mode is Mode.START_SYNC:
+            if not self._announced:
+                return self.members[:1]
             return tuple(member for member in self.members if member not in self._states)
         if self.mode is Mode.UPDATE and self._leader is not None:
             return (self._leader,)
@@ -378,6 +382,7 @@ class GroupMachine:
         self._verification_outstanding = False
 
     def _forget_synchronisation(self) -> None:
+        self._announced = False
         self._sync_queue = []
         self._receiver = None
         self._states = {}
@@ -532,6 +537,7 @@ class GroupMachine:
         self.epoch = Epoch.decode(data, BASE.size)
         out.append(Log(Level.DEBUG, f"member {sender} starts the synchronisation, sending our state"))
         self._forget_synchronisation()
+        self._announced = True
         state = State(self._version, now.wall & U32, self.epoch, self._application.state())
         out.append(Multicast(state.encode(), Weight.CRITICAL))
         self._state_is_newer = True
