@@ -22,6 +22,7 @@ from pvecfs.tree.admission import Limits
 from pvecfs.tree.entry import DT_DIR, path_of
 from pvecfs.tree.errors import TreeDefect
 from pvecfs.tree.index import Index
+from pvecfs.tree.quoting import printable
 
 DEFAULT_STATE_DIR = "/var/lib/pve-cluster"
 
@@ -92,18 +93,6 @@ _a_database = click.argument("database", required=False, type=click.Path())
 
 def _chosen(default: OfflineDatabase, path: str | None) -> OfflineDatabase:
     return default if path is None else OfflineDatabase(path, time.time)
-
-
-def _text(name: bytes) -> str:
-    """A name or path for people: one line, and only what can be printed."""
-    return "".join(
-        character if character.isprintable() and character != "\\" else _escaped(character)
-        for character in os.fsdecode(name)
-    )
-
-
-def _escaped(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character)) if character != "\\" else "\\\\"
 
 
 def _json_of(document: object) -> None:
@@ -186,7 +175,7 @@ def dump(default: OfflineDatabase, database: str | None, as_json: bool) -> None:
     lines = [head] + [
         (
             *map(str, (entry.inode, entry.parent, entry.version, entry.writer, entry.mtime, entry.type, entry.size)),
-            _text(path) or "/" if (path := paths[entry.inode]) is not None else f"? {_text(entry.name)}",
+            printable(path) or "/" if (path := paths[entry.inode]) is not None else f"? {printable(entry.name)}",
         )
         for entry in entries
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from zope.interface import Attribute, Interface
@@ -29,6 +30,20 @@ class Acknowledge(Protocol):
     """
 
     def __call__(self, outcome: int, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits, at one moment.
+
+    @ivar count: how many.
+    @ivar since: when the oldest of them came, monotonic seconds.
+    @ivar path: the one that the oldest is about, empty if it is about none.
+    """
+
+    count: int = 0
+    since: float = 0.0
+    path: bytes = b""
 
 
 Settled = Callable[[Exception | None], None]

@@ -18,8 +18,8 @@ from pvecfs.fuse.invalidation import KernelCache
 from pvecfs.fuse.listing import CURSOR_BITS, ListingCache
 from pvecfs.fuse.lowlevel import DIRENT
 from pvecfs.fuse.nodes import DOCUMENTS, FIRST_EXCHANGED, LINKS, Attributes, NodeIds, Numbering
-from pvecfs.fuse.requests import Waiting
-from pvecfs.interfaces import IKernelCache, INodeView, IProposer
+from pvecfs.fuse.requests import Waiting, backlog
+from pvecfs.interfaces import Backlog, IKernelCache, INodeView, IProposer
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import DT_REG, Entry
 from pvecfs.tree.tree import Applied, Delta, Tree
@@ -551,6 +551,18 @@ class WaitingTests(unittest.SynchronousTestCase):
         waiting(3)
         waiting(-5)
         self.assertEqual((answers, len(book)), ([(7, 3)], 0))
+
+    def test_backlog(self) -> None:
+        """How many wait, and since when the oldest, for what."""
+        self.patch(requests, "monotonic", iter([3.0, 2.0, 4.0]).__next__)
+        book: set[Waiting] = set()
+        self.assertEqual(backlog(book), Backlog())
+        changes = (Create(b"a"), Rename(b"b", b"c"), None)
+        waiting = [Waiting(book, 7, lambda request, outcome: None, change) for change in changes]
+        self.assertEqual(backlog(book), Backlog(3, 2.0, b"b"))
+        waiting[0](0)
+        waiting[1](0)
+        self.assertEqual(backlog(book), Backlog(1, 4.0, b""))
 
     def test_a_failing_answer_is_an_error(self) -> None:
         errors: list[tuple[int, int]] = []

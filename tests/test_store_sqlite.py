@@ -95,6 +95,15 @@ class GoldenTests(StoreTestCase):
         store.close_now()
         self.assertEqual(reopened(self.path).index(), tree.index())
 
+    def test_size_of_the_log(self) -> None:
+        """It is told while the store is open, without asking SQLite."""
+        store, tree = self.opened()
+        before = store.log_bytes
+        _, made = deltas(tree, Create(b"new"))
+        store.commit(made[0], lambda outcome: None)
+        settle(store)
+        self.assertGreater(store.log_bytes, before)
+
     def test_a_copy_of_the_whole_tree(self) -> None:
         shutil.copy(GOLDEN / "config.db", self.path)
         tree = reopened(self.path)

@@ -44,7 +44,7 @@ from pvecfs.fuse.nodes import (
     Attributes,
     link_target,
 )
-from pvecfs.fuse.requests import Finish, Waiting, finish_without_result
+from pvecfs.fuse.requests import Finish, Waiting, backlog, finish_without_result
 from pvecfs.log import logger
 from pvecfs.tree.admission import MAX_NAME_BYTES, Limits, room
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pvecfs.fuse.graves import Graves
     from pvecfs.fuse.invalidation import KernelCache
     from pvecfs.fuse.nodes import NodeIds
-    from pvecfs.interfaces import INodeView, IProposer, Meant
+    from pvecfs.interfaces import Backlog, INodeView, IProposer, Meant
     from pvecfs.tree.tree import Tree
 
 _log = logger("fuse")
@@ -151,6 +151,11 @@ class FileSystem:
     def waiting(self) -> int:
         """How many requests wait for an answer."""
         return len(self._waiting)
+
+    @property
+    def backlog(self) -> Backlog:
+        """The requests that wait for an answer. Any thread."""
+        return backlog(self._waiting)
 
     # Handing over changes
 

@@ -26,7 +26,7 @@ from pvecfs.fuse.nodes import Attributes, NodeIds
 from pvecfs.log import logger
 
 if TYPE_CHECKING:
-    from pvecfs.interfaces import INodeView, IProposer
+    from pvecfs.interfaces import Backlog, INodeView, IProposer
 
 _log = logger("fuse")
 
@@ -197,6 +197,11 @@ class FuseMount(Service):
         self.kernel_cache.stop()
         if self.on_lost is not None:
             self.on_lost(self._mounted)
+
+    @property
+    def backlog(self) -> Backlog:
+        """The requests that programs wait for. Any thread."""
+        return self._files.backlog
 
     # Stopping
 

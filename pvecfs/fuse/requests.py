@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EIO
+from operator import attrgetter
 from time import monotonic
 
 from pvecfs.fuse.lowlevel import reply_err
+from pvecfs.interfaces import Backlog
 from pvecfs.log import logger
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename
 
@@ -59,3 +61,12 @@ class Waiting:
             reply_err(request, EIO)
         finally:
             self._book.discard(self)
+
+
+def backlog(book: set[Waiting]) -> Backlog:
+    """What waits in C{book}. Any thread."""
+    waiting = list(book)
+    if not waiting:
+        return Backlog()
+    oldest = min(waiting, key=attrgetter("since"))
+    return Backlog(len(waiting), oldest.since, b"" if oldest.change is None else oldest.change.path)

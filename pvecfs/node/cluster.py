@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from errno import EACCES, EBUSY, EINVAL, EIO, ENOENT
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from twisted.application.service import Service
@@ -22,6 +23,7 @@ from pvecfs.errors import CorosyncUnavailable, TryAgain
 from pvecfs.interfaces import (
     SEND_PATIENCE,
     Acknowledge,
+    Backlog,
     IGroupConnection,
     IGroupListener,
     ILedger,
@@ -121,6 +123,11 @@ class GroupService(Service):
     @ivar machine: the group's machine.
     @ivar perform: given each effect that is the application's business, in order.
     @ivar mode_changed: called after the machine's mode changed, with all effects carried out.
+    @ivar mode_since: when it changed last, monotonic seconds.
+    @ivar unsynced_since: since when it is not C{SYNCED}, monotonic seconds, or C{None}.
+    @ivar left_because: why the group was left last, until it is C{SYNCED} again; else empty.
+    @ivar delivered: messages that were delivered to us as a member.
+    @ivar departures: how many times we left the group because something was wrong.
     """
 
     def __init__(
@@ -139,6 +146,11 @@ class GroupService(Service):
         self.machine = machine
         self.perform = perform
         self.mode_changed: Callable[[Mode], None] = lambda mode: None
+        self.mode_since = 0.0
+        self.unsynced_since: float | None = 0.0
+        self.left_because = ""
+        self.delivered = 0
+        self.departures = 0
         self._reactor = reactor
         self._connection = connection
         self._clock = clock
@@ -167,6 +179,7 @@ class GroupService(Service):
         """Connect, and stay connected."""
         super().startService()  # type: ignore[no-untyped-call]  # Twisted has no annotations there
         self._standing = Standing.CLOSED
+        self.mode_since = self.unsynced_since = self.monotonic()
         self._schedule()
 
     def stopService(self) -> Deferred[None]:
@@ -213,6 +226,11 @@ class GroupService(Service):
     def standing(self) -> Standing:
         """How we stand to the group."""
         return self._standing
+
+    @property
+    def unsent(self) -> Backlog:
+        """The messages that corosync did not take yet. A leader's updates that are not made yet count as one."""
+        return Backlog(len(self._unsent), self._unsent[0].since) if self._unsent else Backlog()
 
     def monotonic(self) -> float:
         """Seconds of the clock that never jumps: deadlines are told by it. (A reactor's own clock may jump; a delayed
@@ -296,6 +314,7 @@ class GroupService(Service):
     def message_delivered(self, sender: Member, message: bytes) -> None:
         if self._standing is not Standing.JOINED:
             return
+        self.delivered += 1
         self._input(lambda now: self.machine.message_delivered(sender, message, now))
 
     def connection_lost(self, reason: Exception) -> None:
@@ -486,8 +505,17 @@ class GroupService(Service):
                 before=self._mode.value,
                 mode=self.machine.mode.value,
             )
-            self._mode = self.machine.mode
+            self._note_mode(self.machine.mode)
             self.mode_changed(self._mode)
+
+    def _note_mode(self, mode: Mode) -> None:
+        self._mode = mode
+        self.mode_since = self.monotonic()
+        if mode is Mode.SYNCED:
+            self.unsynced_since = None
+            self.left_because = ""
+        elif self.unsynced_since is None:
+            self.unsynced_since = self.mode_since
 
     def _fail(self, now: Instant) -> Iterable[Effect]:
         return self.machine.fail("an error in this program, see above")
@@ -506,8 +534,13 @@ class GroupService(Service):
             _log.emit(level, "{group}: {text}", group=self.machine.group_name, text=effect.text)
         elif kind is Leave:
             assert isinstance(effect, Leave)
+            self.departures += 1
+            self.left_because = effect.reason
             self._leave(effect.delay)
         elif kind is Halt:
+            assert isinstance(effect, Halt)
+            self.departures += 1
+            self.left_because = effect.reason
             self._end()
         else:
             self.perform(effect)
@@ -559,6 +592,8 @@ class ClusterProposer:
     @param replica: that group's application.
     @param operation_timeout: longest wait of a change for the cluster, seconds.
     @param conf_changed: told the committed content of C{corosync.conf}, and whether this node changed it.
+    @ivar proposed: how many changes were proposed.
+    @ivar refused: how many of them were refused before they were sent.
     """
 
     def __init__(
@@ -578,6 +613,8 @@ class ClusterProposer:
         self._limits = limits
         self._operation_timeout = operation_timeout
         self._conf_changed = conf_changed
+        self.proposed = 0
+        self.refused = 0
         self._waiting: dict[int, _Proposal] = {}
         self._held: deque[_Proposal] = deque()
         self._expiry: IDelayedCall | None = None
@@ -589,13 +626,16 @@ class ClusterProposer:
     # -- IProposer
 
     def propose(self, change: Change, acknowledge: Acknowledge, meant: Meant | None = None) -> None:
+        self.proposed += 1
         try:
             change = self._admitted(change)
         except OperationError as refused:
+            self.refused += 1
             self._ledger.settle(acknowledge, -refused.errno)
             return
         refusal = self._refusal()
         if refusal:
+            self.refused += 1
             acknowledge(-refusal)
             return
         proposal = _Proposal(change, acknowledge, meant, self._service.monotonic() + self._operation_timeout)
@@ -657,10 +697,12 @@ class ClusterProposer:
                     raise OperationError(ENOENT)  # the synchronisation has put another file there
                 proposal.change = self._admitted(proposal.change)
             except OperationError as refused:
+                self.refused += 1
                 self._ledger.settle(proposal.acknowledge, -refused.errno)
             else:
                 refusal = self._refusal()
                 if refusal:
+                    self.refused += 1
                     proposal.acknowledge(-refusal)
                 else:
                     self._submit(proposal)
@@ -692,11 +734,23 @@ class ClusterProposer:
                 path=proposal.change.path.decode("utf-8", "backslashreplace"),
             )
             proposal.acknowledge(-EIO)
+        oldest = self._oldest()
+        if oldest is not None:
+            self._expiry = self._reactor.callLater(max(0.0, oldest.deadline - now), self._expired)
+
+    def _oldest(self) -> _Proposal | None:
         pending = [next(iter(self._waiting.values()))] if self._waiting else []
         pending += [self._held[0]] if self._held else []
-        if pending:
-            earliest = min(proposal.deadline for proposal in pending)
-            self._expiry = self._reactor.callLater(max(0.0, earliest - now), self._expired)
+        return min(pending, key=attrgetter("deadline"), default=None)
+
+    @property
+    def backlog(self) -> Backlog:
+        """The changes that wait for the cluster, sent or not yet."""
+        oldest = self._oldest()
+        if oldest is None:
+            return Backlog()
+        count = len(self._waiting) + len(self._held)
+        return Backlog(count, oldest.deadline - self._operation_timeout, oldest.change.path)
 
     # -- effects
 

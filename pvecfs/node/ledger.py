@@ -71,11 +71,13 @@ class Ledger:
     @ivar newest: the newest applied tree; the published one is C{view.tree}.
     @ivar kernel_cache: told of each publication before it, and after it if it wants to.
     @ivar listener: told when the database refuses a commit, and when it takes them again.
+    @ivar refusals: how many times the database began to refuse commits.
     """
 
     def __init__(self, reactor: LedgerReactor, store: IStore, view: NodeView) -> None:
         self.newest: Tree = view.tree
         self.writable = True
+        self.refusals = 0
         self.kernel_cache: IKernelCache = NoKernelCache()
         self.listener: ILedgerListener = NoLedgerListener()
         self._reactor = reactor
@@ -88,6 +90,11 @@ class Ledger:
         self._handed_over = 0
         self._settled_count = 0
         self._outcomes: deque[tuple[int, Acknowledge, int]] = deque()
+
+    @property
+    def failure(self) -> int:
+        """The errno for which the database refuses commits, or 0."""
+        return 0 if self.writable else self._failure
 
     def commit(
         self, delta: Delta, acknowledge: Acknowledge | None = None, outcome: int = 0, meant: Meant | None = None
@@ -162,6 +169,7 @@ class Ledger:
         if not self.writable:
             return
         self.writable = False
+        self.refusals += 1
         self._failure = errno_of(failure)
         self.newest = self._view.tree
         self._view.writable_changed(False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from zope.interface import implementer
 
-from pvecfs.interfaces import Acknowledge, IProposer, Meant
+from pvecfs.interfaces import Acknowledge, Backlog, IProposer, Meant
 from pvecfs.node.ledger import Ledger
 from pvecfs.tree.admission import Limits, admit
 from pvecfs.tree.changes import Change
@@ -24,6 +24,9 @@ class LocalProposer:
     @param wall_clock: seconds since 1970, for the changes' mtime.
     @param monotonic: seconds that never jump, for the age of locks.
     @param locks: the clocks of the locks.
+    @ivar proposed: how many changes were proposed.
+    @ivar refused: how many of them were refused.
+    @ivar backlog: none ever waits for a cluster.
     """
 
     def __init__(
@@ -39,9 +42,13 @@ class LocalProposer:
         self._wall_clock = wall_clock
         self._monotonic = monotonic
         self._locks = locks
+        self.proposed = 0
+        self.refused = 0
+        self.backlog = Backlog()
         locks.resynchronised(ledger.newest, monotonic())
 
     def propose(self, change: Change, acknowledge: Acknowledge, meant: Meant | None = None) -> None:
+        self.proposed += 1
         ledger = self._ledger
         tree = ledger.newest
         try:
@@ -50,6 +57,7 @@ class LocalProposer:
             applied = tree.apply(change, LOCAL_WRITER, int(self._wall_clock()))
             self._locks.applied(applied.tree, change, now)
         except OperationError as refused:
+            self.refused += 1
             ledger.settle(acknowledge, -refused.errno)
             return
         ledger.commit(applied.delta, acknowledge, applied.result, meant)

@@ -56,6 +56,11 @@ class NodeView:
         self.debug = enabled
         self._switch_debug(enabled)
 
+    @property
+    def partition_quorate(self) -> bool:
+        """What L{quorum_changed} was told last; in local mode always true."""
+        return self._partition_quorate
+
     def quorum_changed(self, quorate: bool) -> None:
         """Corosync says that this partition may write, or not. Reactor thread."""
         self._partition_quorate = quorate

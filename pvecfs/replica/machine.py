@@ -91,6 +91,7 @@ class GroupMachine:
     @ivar members: the group's members in order; empty before the first membership change after a join.
     @ivar synced: those of them whose data is the leader's.
     @ivar epoch: of the present synchronisation.
+    @ivar synchronisations: how many were begun in the life of this process.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class GroupMachine:
         self.members: tuple[Member, ...] = ()
         self.synced: frozenset[Member] = frozenset()
         self.epoch = Epoch(0, 0, 0, 0)
+        self.synchronisations = 0
         self._lowest = False
         self._leader: Member | None = None
         self._announced = False  # SYNC_START of the present synchronisation has come
@@ -187,6 +189,10 @@ class GroupMachine:
         if self.mode is Mode.UPDATE and self._leader is not None:
             return (self._leader,)
         return ()
+
+    def in_quorum(self, member: Member) -> bool:
+        """Whether the node of C{member} is in the quorum membership, as far as we were told."""
+        return member.node_id in self._quorum_nodes
 
     def next_tick(self) -> float | None:
         """The monotonic time, in seconds, at which L{tick} has something to do; C{None}: never."""
@@ -362,6 +368,7 @@ class GroupMachine:
     def _enter(self, mode: Mode) -> None:
         self.mode = mode
         if mode is Mode.START_SYNC:
+            self.synchronisations += 1
             self._tries += 1
         elif mode is Mode.SYNCED:
             self._tries = 0
@@ -473,7 +480,7 @@ class GroupMachine:
     def _give_up(self, out: list[Effect]) -> None:
         missing = []
         for member in self.waiting_for:
-            there = "is" if member.node_id in self._quorum_nodes else "is not"
+            there = "is" if self.in_quorum(member) else "is not"
             missing.append(f"member {member} (node {member.node_id} {there} in the quorum membership)")
         what = "states" if self.mode is Mode.START_SYNC else "updates"
         self._leave(f"no {what} for {self._patience:.1f} s, waiting for {', '.join(missing)}", out)

@@ -160,6 +160,11 @@ class SqliteStore:
         """The native id of the store's thread, C{None} while the store is closed."""
         return None if self._thread is None else self._thread.native_id
 
+    @property
+    def log_bytes(self) -> int:
+        """About how many bytes the log holds. The store's thread counts them: any thread may look."""
+        return self._log_bytes
+
     def commit(self, delta: Delta, settled: Settled) -> None:
         """See L{IStore}."""
         if self._thread is None:

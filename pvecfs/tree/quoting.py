@@ -1,7 +1,8 @@
-"""Text as it stands in JSON documents, which are put together by hand since their bytes are laid down."""
+"""Text as it stands in JSON documents, put together by hand since their bytes are laid down; and text for people."""
 
 from __future__ import annotations
 
+import os
 import re
 
 _ESCAPED = re.compile(rb'[\x00-\x1f"\\]')
@@ -19,3 +20,15 @@ def escaped(text: bytes, with_del: bool) -> bytes:
 def _escape(match: re.Match[bytes]) -> bytes:
     byte = match[0]
     return b"\\" + byte if byte in b'"\\' else b"\\u%04x" % byte[0]
+
+
+def printable(name: bytes) -> str:
+    """A name or path for people: one line, and only what can be printed."""
+    return "".join(
+        character if character.isprintable() and character != "\\" else _visible(character)
+        for character in os.fsdecode(name)
+    )
+
+
+def _visible(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character)) if character != "\\" else "\\\\"
