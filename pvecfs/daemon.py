@@ -27,17 +27,20 @@ from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 from zope.interface import implementer
 
+from pvecfs import __version__
 from pvecfs.corosync.group import GroupConnection
 from pvecfs.corosync.service import CorosyncServices
 from pvecfs.fuse.mount import FuseMount, MountFailed
 from pvecfs.heap import prepare
-from pvecfs.interfaces import IClusterConfigListener, IProposer, IQuorumListener
+from pvecfs.interfaces import IClusterConfigListener, IQuorumListener
 from pvecfs.ipc.descriptors import raise_limit
 from pvecfs.ipc.service import IpcService
 from pvecfs.latency import ProcessorLatency
 from pvecfs.log import logger, set_verbose
 from pvecfs.node import host
 from pvecfs.node.cluster import ClusterProposer, GroupService
+from pvecfs.node.health import HealthSource, NodeFacts
+from pvecfs.node.healthsocket import HealthSocket
 from pvecfs.node.host import StartFailed
 from pvecfs.node.hostconf import TREE_NAME, HostConfiguration
 from pvecfs.node.ledger import Ledger
@@ -136,6 +139,11 @@ class Cluster:
         self._tree_group.mode_changed = self._mode_changed
         self._receiving = False
 
+    @property
+    def groups(self) -> tuple[GroupService, GroupService]:
+        """The tree's group, and the status'."""
+        return self._tree_group, self._status_group
+
     def _mode_changed(self, mode: Mode) -> None:
         """What a synchronisation brings is no garbage. To look for some among it takes longer the more there is."""
         if mode is Mode.UPDATE:
@@ -226,6 +234,7 @@ class NodeService(Service):
 
     def _start(self) -> None:
         options, undo = self._options, self._undo
+        started = time.monotonic()
         # Twisted counts delays by the wall clock; one that is set back would stretch every deadline.
         self._reactor.seconds = time.monotonic
         sys.setswitchinterval(SWITCH_INTERVAL)
@@ -274,7 +283,7 @@ class NodeService(Service):
         status = StatusService(replica, sink, instant)
         view.make_document = lambda document: status.document(document, view.tree)
         locks = LockClocks(options["lock-timeout"])
-        proposer: IProposer
+        proposer: ClusterProposer | LocalProposer
         cluster: Cluster | None = None
         realtime = RealTimeThreads(self._reactor)
         if in_cluster:
@@ -311,6 +320,7 @@ class NodeService(Service):
             undo.callback(cluster.stopService)
             self._stop_steps.insert(-1, ("the groups", cluster.stopService))  # the mount goes before (60-operation.md)
             self._check_signals()
+        ipc: IpcService | None = None
         if not options["no-ipc"]:
             owner = (0, 0) if is_root else (os.geteuid(), os.getegid())
             ipc = IpcService(self._reactor, options["ipc-name"], view, status, group, owner)
@@ -321,6 +331,32 @@ class NodeService(Service):
         host.clear_restart_flag(run)
         self._stop_steps.append(("the restart flag", lambda: host.set_restart_flag(run, group)))
         undo.pop_all()
+        facts = NodeFacts(
+            name,
+            os.getpid(),
+            __version__,
+            options["mountpoint"],
+            "cluster" if in_cluster else "local",
+            store.path,
+            options["durability"],
+            started,
+        )
+        health = HealthSource(
+            facts,
+            time.monotonic,
+            view,
+            ledger,
+            limits,
+            status,
+            proposer,
+            () if cluster is None else cluster.groups,
+            lambda: mount.backlog,
+            lambda: store.log_bytes,
+            lambda: 0 if ipc is None else ipc.connection_count,
+        )
+        health_socket = HealthSocket(self._reactor, run, group, health.document)
+        health_socket.startService()
+        self._stop_steps.append(("the health socket", health_socket.stopService))
         self._reactor.callWhenRunning(self._running)
         if in_cluster and not options["no-realtime"]:
             # Alone it gains nothing: nobody of higher priority takes the processor away.

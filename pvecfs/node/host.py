@@ -24,6 +24,8 @@ OWN_NAME = "pve-cluster"
 FILE_MODE = 0o644
 RESTART_FLAG = "cfs-restart-flag"
 RESTART_FLAG_MODE = 0o440
+HEALTH_SOCKET = "health"
+"""Name of the socket, in the run directory, at which the daemon says how it is."""
 
 
 def short_host_name() -> str:
