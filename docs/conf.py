@@ -22,5 +22,6 @@ html_copy_source = False
 man_pages = [
     ("man/pvecfs", "pvecfs", "replicated configuration filesystem, as a service of twistd", [author], 8),
     ("man/pvecfs-db", "pvecfs-db", "examine, repair and carry a database of pvecfs or pmxcfs", [author], 8),
+    ("man/pvecfs-health", "pvecfs-health", "say whether the pvecfs of this host is healthy", [author], 8),
 ]
 man_make_section_directory = False

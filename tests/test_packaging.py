@@ -112,6 +112,29 @@ class PluginTests(unittest.TestCase):
         }
         self.assertEqual(described, existing)
 
+    def test_manual_page_of_health(self) -> None:
+        """The manual page of C{pvecfs-health} describes each option that exists, and none other."""
+        from pvecfs.healthcli import main
+
+        text = (ROOT / "docs/man/pvecfs-health.md").read_text().partition("## Options")[2].partition("## ")[0]
+        existing = {option for parameter in main.params for option in parameter.opts}
+        self.assertEqual(set(re.findall(r"\*\*(--[a-z-]+)\*\*", text)), existing | {"--help"})
+
+    def test_programs(self) -> None:
+        """The package installs each console script, with a manual page."""
+        setup = configparser.ConfigParser()
+        setup.read(ROOT / "setup.cfg")
+        programs = re.findall(r"^([\w-]+) = ([\w.]+):main$", setup["options.entry_points"]["console_scripts"], re.M)
+        self.assertEqual(len(programs), 2)
+        for name, module in programs:
+            starter = ROOT / "packaging" / name
+            self.assertIn(f"from {module} import main", starter.read_text())
+            self.assertTrue(os.access(starter, os.X_OK))
+            self.assertIn(f"packaging/{name} debian/pvecfs/usr/bin/{name}\n", (ROOT / "debian/rules").read_text())
+            self.assertIn(f"build/man/{name}.8\n", (ROOT / "debian/pvecfs.manpages").read_text())
+            self.assertIn(f'"man/{name}", "{name}"', (ROOT / "docs/conf.py").read_text())
+            self.assertIn(f"man/{name}\n", (ROOT / "docs/index.md").read_text())
+
 
 # Each gives a unit a mount namespace of its own (systemd.exec(5)): no other process would see the mount.
 MOUNT_NAMESPACE = {

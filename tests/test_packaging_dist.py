@@ -64,3 +64,4 @@ class DistributionTests(unittest.TestCase):
         self.run_in(work, work / "empty/bin/python", "-m", "pip", "install", "-q", wheel)
         self.assertIn("--operation-timeout", self.run_in(work, work / "empty/bin/twistd", "pvecfs", "--help"))
         self.assertIn("rename-node", self.run_in(work, work / "empty/bin/pvecfs-db", "--help"))
+        self.assertIn("--metrics", self.run_in(work, work / "empty/bin/pvecfs-health", "--help"))
