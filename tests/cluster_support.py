@@ -299,6 +299,11 @@ class ClusterCase(LabCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout
 
+    def health(self, node: LabNode, *options: str) -> tuple[int, str]:
+        """Run C{pvecfs-health} on C{node}; @return: its exit code and output."""
+        done = node.run([sys.executable, "-m", "pvecfs.healthcli", *options])
+        return done.returncode, done.stdout + done.stderr
+
     def service(self, node: LabNode, *calls: str) -> list[Any]:
         """Call methods of an IPC client, written as Python expressions, on C{node}; @return: what they returned, bytes
         as text, errors as names of their errno."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import threading
 import time
 from itertools import permutations
+from typing import Any
 
 from tests.cluster_support import (
     OPERATION_TIMEOUT,
@@ -322,6 +325,56 @@ class StalledTests(ClusterCase):
         node.thaw_corosync()
         self.lab.wait_quorate(PATIENCE)
         self.start(3)
+        self.settled()
+
+    def test_health(self) -> None:
+        """Each node is healthy, until a daemon is stopped (SIGSTOP) and a synchronisation begins, which waits for it:
+        C{pvecfs-health} names it, and what waits. When it goes on, all are healthy again."""
+        first, frozen, third = self.nodes
+
+        def healthy() -> bool:
+            return all(self.health(node)[0] == 0 for node in self.nodes)
+
+        def told() -> Any:
+            return json.loads(self.health(first, "--json")[1])
+
+        def waits_for_frozen() -> bool:
+            document = told()
+            group = document["groups"][0]
+            waits_for = [(member["name"], member["node_id"], member["pid"]) for member in group["waits_for"]]
+            return waits_for == [expected] and any(
+                problem.startswith("group pve_dcdb_v1 is not synchronised") and "waiting for n2 (node 2" in problem
+                for problem in document["problems"]
+            )
+
+        eventually(healthy, PATIENCE, "all healthy")
+        self.assertEqual([member["name"] for member in told()["groups"][0]["members"]], ["n1", "n2", "n3"])
+        assert frozen.pvecfs is not None
+        expected = (frozen.name, frozen.number, frozen.pvecfs.pid)
+        os.kill(frozen.pvecfs.pid, signal.SIGSTOP)
+        try:
+            third.kill_pvecfs()
+            self.start(3)
+            eventually(waits_for_frozen, PATIENCE, f"told that it waits for {frozen.name}")
+            code, text = self.health(first)
+            self.assertEqual((code, text.partition(": ")[0]), (1, "problem"), text)
+            self.assertIn("pvecfs_healthy 0\n", self.health(first, "--metrics")[1])
+        finally:
+            os.kill(frozen.pvecfs.pid, signal.SIGCONT)
+        self.settled()
+        eventually(healthy, PATIENCE, "all healthy again")
+        self.assertGreater(told()["groups"][0]["synchronisations"], 1)
+
+    def test_cut_off_health(self) -> None:
+        """Without quorum a node is not healthy; those that have it are, and miss it."""
+        self.node(3).cut()
+        eventually(lambda: self.health(self.node(3))[1].startswith("problem: no quorum"), 30, "no quorum told")
+        eventually(
+            lambda: json.loads(self.health(self.node(1), "--json")[1])["groups"][0]["absent"] == ["n3"], 30, "n3"
+        )
+        eventually(lambda: self.health(self.node(1))[0] == 0, PATIENCE, "healthy without it")
+        self.node(3).heal()
+        self.lab.wait_quorate(PATIENCE)
         self.settled()
 
     def test_daemon_stopped(self) -> None:
