@@ -100,7 +100,7 @@ class Options(usage.Options):
     optParameters: ClassVar = [
         ["mountpoint", None, "/etc/pve", "Where to mount.", path("mountpoint")],
         ["state-dir", None, "/var/lib/pve-cluster", "Holds config.db and its lock file.", path("state-dir")],
-        ["run-dir", None, "/run/pve-cluster", "Holds the restart flag.", path("run-dir")],
+        ["run-dir", None, "/run/pve-cluster", "Holds the restart flag and the health socket.", path("run-dir")],
         ["pid-file", None, None, "Holds the process id, while the database is ours. [default: none]", path("pid-file")],
         [
             "corosync-conf",

@@ -347,6 +347,18 @@ class StalledTests(ClusterCase):
                 for problem in document["problems"]
             )
 
+        def change_waits() -> bool:
+            document = told()
+            return all(document[what]["oldest_path"] == "waits" for what in ("changes", "requests"))
+
+        def write() -> None:
+            """Again and again: between two tries to synchronise, it is refused at once."""
+            while not over.is_set():
+                outcome(lambda: (first.mount / "waits").touch())
+                over.wait(0.05)
+
+        over = threading.Event()
+        writer = threading.Thread(target=write, daemon=True)
         eventually(healthy, PATIENCE, "all healthy")
         self.assertEqual([member["name"] for member in told()["groups"][0]["members"]], ["n1", "n2", "n3"])
         assert frozen.pvecfs is not None
@@ -359,8 +371,12 @@ class StalledTests(ClusterCase):
             code, text = self.health(first)
             self.assertEqual((code, text.partition(": ")[0]), (1, "problem"), text)
             self.assertIn("pvecfs_healthy 0\n", self.health(first, "--metrics")[1])
+            writer.start()
+            eventually(change_waits, PATIENCE, "told of the change that waits")
         finally:
+            over.set()
             os.kill(frozen.pvecfs.pid, signal.SIGCONT)
+        writer.join(PATIENCE)
         self.settled()
         eventually(healthy, PATIENCE, "all healthy again")
         self.assertGreater(told()["groups"][0]["synchronisations"], 1)
