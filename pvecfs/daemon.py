@@ -266,7 +266,11 @@ class NodeService(Service):
             self._stop_steps.append(("the pid file", lambda: host.remove_pid_file(pid_file)))
 
         store = SqliteStore(str(database), self._reactor, time.time, options["durability"])
-        tree = store.open()
+        try:
+            tree = store.open(lambda: self._signal_came)
+        except StoreError:
+            self._check_signals()
+            raise
         undo.callback(store.close_now)
         self._stop_steps.append(("the database", store.close))
         conf = Path(options["corosync-conf"])

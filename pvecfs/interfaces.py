@@ -84,9 +84,10 @@ class IStore(Interface):
 
     created = Attribute("bool: once open, that the database is new, or was never written to.")
 
-    def open() -> Tree:
+    def open(stopped: Callable[[], bool] = lambda: False) -> Tree:
         """Open the database, creating it when there is none, and read the tree.
 
+        @param stopped: any thread; whether nobody wants to wait any more for another program that uses the database.
         @raise TreeDefect: rows that are no tree; the file is as it was, here and below.
         @raise StoreError: not a database, unreadable, no room; or it is open already.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -32,9 +33,19 @@ from pvecfs.tree.admission import Limits
 from pvecfs.tree.locks import LockClocks
 from pvecfs.tree.tree import Tree
 from tests.daemons import TWISTD, DaemonProcess, is_mounted, processes_of, temporary_base, twistd_environment
+from tests.lab import eventually
 from tests.needs import needs_fuse, needs_root
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def opened_by(pid: int) -> set[Path]:
+    """The files that a process has open."""
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed by now
+            found.add(descriptor.readlink())
+    return found
 
 
 class DaemonCase(TestCase):
@@ -109,6 +120,19 @@ class Life(DaemonCase):
             self.assertLess(seconds, 5)
             self.assertFalse(held.closed)
         self.assertFalse(is_mounted(self.daemon.mount))
+
+    def test_stopped_while_the_database_is_locked(self) -> None:
+        """A start that waits for another program which uses the database ends as soon as it is told to."""
+        self.daemon.start()
+        self.daemon.stop()
+        with contextlib.closing(sqlite3.connect(self.daemon.database, isolation_level=None)) as other:
+            other.execute("PRAGMA locking_mode=EXCLUSIVE")
+            other.execute("BEGIN EXCLUSIVE")
+            process = self.daemon.spawn()
+            eventually(lambda: self.daemon.database in opened_by(process.pid), 20, "the database")
+            process.terminate()
+            self.assertEqual(process.wait(5), 0)
+        self.daemon.start()
 
     def test_signals_while_stopping(self) -> None:
         self.daemon.before = (

@@ -52,7 +52,7 @@ class MemoryStore:
         """The tree that a restart would load."""
         return Tree.load([entry for inode, entry in self.rows.items() if inode != 0], self.rows[0])
 
-    def open(self) -> Tree:
+    def open(self, stopped: Callable[[], bool] = lambda: False) -> Tree:
         """See L{IStore}."""
         if self.failure is not None:
             raise self.failure

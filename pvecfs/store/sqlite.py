@@ -64,10 +64,11 @@ KEPT_LOG = 8 * 1024 * 1024
 """Bytes that the log's file keeps when it begins anew. Space that is there already is faster to write to."""
 
 LOCKED = 10.0
-"""Seconds that a transaction waits for another program that writes to the database."""
+"""Seconds that a transaction, and a start, wait for another program that uses the database."""
 
 LOCKED_STEP = 0.25
-"""Seconds that SQLite waits for it without looking whether the store is being closed."""
+"""Seconds that SQLite waits for it without looking whether the store is being closed, or nobody waits any more."""
+
 
 CLOSING = 0.5
 """Seconds that L{SqliteStore.close} waits for other programs that use the database, before it leaves the log."""
@@ -215,13 +216,13 @@ class SqliteStore:
 
     # Before the reactor runs: these wait
 
-    def open(self) -> Tree:
+    def open(self, stopped: Callable[[], bool] = lambda: False) -> Tree:
         """See L{IStore}."""
         if self._thread is not None:
             raise StoreError(EINVAL, f"{self.path}: is open already")
         self._start()
         try:
-            return self._waited_for(self._load)
+            return self._waited_for(lambda: self._load(stopped))
         except BaseException:
             self._end()
             raise
@@ -575,7 +576,7 @@ class SqliteStore:
         self._await_copier(CLOSING_COPY)
         copying = copier is not None and copier.is_alive()
         connection = self._connection
-        if connection is not None:
+        if connection is not None and self._log_fd >= 0:  # else it could not be opened
             # Closing it would copy the log too. What fails once may succeed when the log was written anew.
             for _ in range(2):
                 try:
@@ -608,12 +609,18 @@ class SqliteStore:
 
     # Opening
 
-    def _load(self) -> Tree:
-        try:
-            return self._opened()
-        except BaseException:
-            self._close()
-            raise
+    def _load(self, stopped: Callable[[], bool]) -> Tree:
+        """Wait for another program that uses the database, for L{LOCKED} seconds at most."""
+        end = monotonic() + LOCKED
+        while True:
+            try:
+                return self._opened()
+            except BaseException as error:
+                self._close()
+                cause = error.__cause__
+                busy = isinstance(cause, sqlite3.Error) and rows.is_busy(cause)
+                if not busy or stopped() or monotonic() >= end:
+                    raise
 
     def _opened(self) -> Tree:
         if self._durability not in SYNCHRONOUS:
@@ -621,6 +628,7 @@ class SqliteStore:
         if not os.path.lexists(self.path):
             create(self.path, Tree.new(int(self._now())), self._page_size, self._connect)
         with rows.reading(self.path, True, self._connect) as connection:
+            _wait_briefly(connection)
             tree = read_tree(connection, self.path)
         try:
             what = rows.unwritable(self.path)
@@ -660,6 +668,7 @@ class SqliteStore:
         connection = self._connect(rows.uri(self.path, "rw"))
         self._connection = connection
         self._database_fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        _wait_briefly(connection)
         if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
             raise StoreError(EINVAL, f"{self.path}: no write-ahead log is possible on this file system")
         for pragma in (
@@ -670,7 +679,6 @@ class SqliteStore:
             # only where the page is written anyway.
             "secure_delete=FAST",
             "cache_size=-8000",
-            f"busy_timeout={round(LOCKED_STEP * 1000)}",
         ):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         self._page_size = connection.execute("PRAGMA page_size").fetchone()[0]
@@ -723,6 +731,11 @@ class SqliteStore:
             raise self._broken from error
         self._root = tree.root
         self._broken = None
+
+
+def _wait_briefly(connection: sqlite3.Connection) -> None:
+    """For other programs, with each call: see L{LOCKED_STEP}."""
+    connection.execute(f"PRAGMA busy_timeout={round(LOCKED_STEP * 1000)}").fetchall()
 
 
 def _merged(deltas: Iterable[Delta]) -> tuple[Collection[Entry], Collection[int]]:
