@@ -6,13 +6,14 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pvecfs import __version__
-from pvecfs.node.healthforms import Document, metrics, text
+from pvecfs.node.healthforms import NO_METRICS, Document, metrics, text
 from pvecfs.node.host import HEALTH_SOCKET
 
 DEFAULT_RUN_DIR = "/run/pve-cluster"
@@ -74,25 +75,38 @@ def _json_of(document: Document) -> str:
 def main(run_dir: str, as_json: bool, as_metrics: bool) -> None:
     """Say whether this host's pvecfs is healthy, and whom or what it waits for.
 
-    Exit code: 0 healthy, 1 there are problems, 2 the command line was wrong or no daemon answers within 5 s.
+    Exit code: 0 healthy, 1 there are problems, 2 the command line was wrong or no daemon answers within 5 s. With
+    --metrics, which say that themselves, 0 for all but a wrong command line.
     """
     if as_json and as_metrics:
         raise click.UsageError("--json and --metrics exclude each other")
     form = _json_of if as_json else metrics if as_metrics else text
-    path = Path(run_dir) / HEALTH_SOCKET
+    try:
+        problems, output = _told(Path(run_dir) / HEALTH_SOCKET, form)
+    except _NoAnswer as failure:
+        if not as_metrics:
+            raise
+        failure.show()
+        problems, output = False, NO_METRICS
+    click.echo(output, nl=False)
+    if problems and not as_metrics:
+        sys.exit(PROBLEMS)
+
+
+def _told(path: Path, form: Callable[[Document], str]) -> tuple[bool, str]:
+    """Whether there are problems, and what the daemon says in C{form}.
+
+    @raise _NoAnswer: it says nothing that is understood.
+    """
     try:
         document = ask(path, TIMEOUT)
-        problems = document["problems"]
-        output = form(document)
+        return bool(document["problems"]), form(document)
     except TimeoutError as error:
         raise _NoAnswer(f"{path}: no answer within {TIMEOUT:.0f} s") from error
     except OSError as error:
         raise _NoAnswer(f"{path}: no daemon answers: {error.strerror or error}") from error
     except (ValueError, LookupError, TypeError) as error:
         raise _NoAnswer(f"{path}: the answer is not understood: {error!r}") from error
-    click.echo(output, nl=False)
-    if problems:
-        sys.exit(PROBLEMS)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ marked "any thread" needs no lock; all others are called on the reactor thread. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from zope.interface import Attribute, Interface
 
@@ -50,8 +50,17 @@ Settled = Callable[[Exception | None], None]
 """Told how a commit ended: C{None} when it is in the database, else what failed. Called on the store's thread."""
 
 
-Meant = Collection[int]
-"""Node ids of the entries that the kernel takes a change to be about, and of the directories that they come to."""
+class Meant(NamedTuple):
+    """What the kernel takes a change to be about, for which it was asked at this node's mount.
+
+    @ivar nodes: node ids of the entries, and of the directories that these come to or go from.
+    @ivar moves: the node id of a directory and the name there of what the kernel moves; C{None}: it moves nothing.
+    @ivar to: where it moves that.
+    """
+
+    nodes: tuple[int, ...]
+    moves: tuple[int, bytes] | None = None
+    to: tuple[int, bytes] | None = None
 
 
 SEND_PATIENCE = 10.0
@@ -70,8 +79,8 @@ class IProposer(Interface):
            quorum, EBUSY when the group cannot be reached, at the operation's deadline EIO (outcome unknown), or EBUSY
            if it was not sent, ENOSPC or EIO when the database failed.
 
-        @param meant: the change comes from this node's mount, so that the kernel knows of it already, if these are
-            what it turns out to change: it goes by names, which may lead elsewhere by then.
+        @param meant: the change comes from this node's mount, so that the kernel knows of it already, if this is what
+            it turns out to be about: it goes by names, which may lead elsewhere by then.
         """
 
     def synchronise(acknowledge: Acknowledge) -> None:

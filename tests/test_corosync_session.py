@@ -503,6 +503,18 @@ class SendingTests(ConnectionCase):
         self.assertEqual({text for text, _ in self.library.named("mcast")}, {b"1" * 10})
         self.assertRaises(CorosyncUnavailable, self.group.multicast, b"3")
 
+    def test_message_after_a_lost_one(self) -> None:
+        """It is not sent, though the reactor was not told yet."""
+        self.patch(group, "SEND_PATIENCE", 0.05)
+        session = self.open()
+        self.library.answers["mcast"] = deque(TryAgain("full") for _ in range(1000))
+        self.group.multicast(b"1" * (ATOMIC_SIZE + 1))
+        eventually(lambda: session.lane.idle, 5, "it is given up")
+        self.library.answers["mcast"].clear()
+        offered = len(self.library.named("mcast"))
+        self.assertRaises(CorosyncUnavailable, self.group.multicast, b"2")
+        self.assertEqual(len(self.library.named("mcast")), offered)
+
     def test_backlog(self) -> None:
         """Waiting messages are bounded; one that is larger than the bound is taken when nothing waits."""
         self.open()

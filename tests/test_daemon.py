@@ -197,6 +197,25 @@ class Life(DaemonCase):
         self.assertFalse(is_mounted(self.daemon.mount))
         self.assertIn("is broken", self.daemon.log_text())
 
+    @needs_root()
+    def test_mount_taken_away_that_nobody_can_look_at(self) -> None:
+        """Without a descriptor to see what is mounted, it counts as broken."""
+        self.daemon.before = (
+            "import os, errno, pvecfs.fuse.mountpoint as mountpoint\n"
+            "find = mountpoint.find_mounted\n"
+            "def failing(place):\n"
+            f"    if os.path.exists({str(self.base / 'fail')!r}):\n"
+            "        raise OSError(errno.EMFILE, 'Too many open files')\n"
+            "    return find(place)\n"
+            "mountpoint.find_mounted = failing\n"
+        )
+        self.daemon.start()
+        (self.base / "fail").touch()
+        subprocess.run(["umount", str(self.daemon.mount)], check=True, timeout=10)
+        assert self.daemon.process is not None
+        self.assertEqual(self.daemon.process.wait(10), 1)
+        self.assertIn("Too many open files", self.daemon.log_text())
+
     def test_failing_requests(self) -> None:
         """A failed read of C{/dev/fuse}, and a defect of ours, are told and end the daemon with an error."""
         for outcome, reason in ("return -5", "Input/output error"), ("raise RuntimeError('a defect')", "a defect"):

@@ -19,7 +19,7 @@ from pvecfs.fuse.listing import CURSOR_BITS, ListingCache
 from pvecfs.fuse.lowlevel import DIRENT
 from pvecfs.fuse.nodes import DOCUMENTS, FIRST_EXCHANGED, LINKS, Attributes, NodeIds, Numbering
 from pvecfs.fuse.requests import Waiting, backlog
-from pvecfs.interfaces import Backlog, IKernelCache, INodeView, IProposer
+from pvecfs.interfaces import Backlog, IKernelCache, INodeView, IProposer, Meant
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
 from pvecfs.tree.entry import DT_REG, Entry
 from pvecfs.tree.tree import Applied, Delta, Tree
@@ -321,6 +321,44 @@ class KernelCacheTests(unittest.SynchronousTestCase):
             self.apply(change)
             self.assertEqual(set(self.drain()), told, change)
         self.assertIsNotNone(self.graves.find(f))
+
+    def tells(self, change: Change, meant: Meant) -> bool:
+        """Whether the kernel would be told of C{change}, of which it thinks what is C{meant}."""
+        before = self.view.tree
+        return self.cache.publishing(before, before.apply(change, 1, 9).delta, meant)
+
+    def test_changes_that_the_kernel_means(self) -> None:
+        """Nothing is told of a change that is about what the kernel meant, and of others everything."""
+        self.apply(Create(b"d/x"))
+        f, d, x = self.node(b"f"), self.node(b"d"), self.node(b"d/x")
+        for change, nodes in (
+            (Write(b"f", b"1"), (f,)),
+            (SetMtime(b"f", 7), (f,)),
+            (Create(b"d/y"), (d,)),
+            (Mkdir(b"e"), (1,)),
+            (Delete(b"d/x"), (d, x)),
+            (Rename(b"f", b"d/x"), (1, d, f, x)),
+        ):
+            self.assertFalse(self.tells(change, Meant(nodes)), change)
+            for left_out in nodes:
+                rest = tuple(node for node in nodes if node != left_out)
+                self.assertTrue(self.tells(change, Meant((*rest, 99))), (change, left_out))
+
+    def test_name_that_is_not_told_yet(self) -> None:
+        """The kernel moves what it knew by it: something else, whatever the tree has there when it asks."""
+        self.apply(Create(b"new"))
+        self.start()
+        self.drain()
+        self.kernel.blocks = 1
+        rename = Rename(b"f", b"taken")
+        self.apply(Rename(b"new", b"f"))
+        node = self.node(b"f")
+        meant = Meant((1, node), (1, b"f"), (1, b"taken"))
+        self.assertTrue(self.tells(rename, meant))
+        self.kernel.gate.set()
+        told = self.drain()
+        self.assertIn((1, b"taken"), told)  # also where there are no epochs
+        self.assertFalse(self.tells(rename, meant))
 
     def test_unknown_nodes_are_told_again(self) -> None:
         f = self.node(b"f")

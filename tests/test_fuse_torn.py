@@ -561,7 +561,7 @@ class LaneTests(KernelModel):
     def test_own_change(self) -> None:
         self.publish(b"bb")
         self.assertEqual(self.look(), (1, b"a"))
-        self.publish(b"own", (NODE,))
+        self.publish(b"own", Meant((NODE,)))
         self.assertEqual(self.look(), (3, b"own"))
         self.publish(b"dddd")
         self.assertEqual(self.look(), (3, b"own"))
@@ -571,7 +571,7 @@ class LaneTests(KernelModel):
 
     def test_own_change_while_the_kernel_is_told(self) -> None:
         self.publish(b"bb")
-        self.moments = [lambda: self.publish(b"own", (NODE,))]
+        self.moments = [lambda: self.publish(b"own", Meant((NODE,)))]
         self.lane()
         self.assertEqual((self.look(), self.cache.shown.by_node), ((3, b"own"), {}))
 

@@ -82,6 +82,17 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(result.exit_code, 0)
         self.assertIn("\npvecfs_healthy 1\n", result.output)
 
+    def test_metrics_of_what_is_not_well(self) -> None:
+        """They are there all the same, and the exit code lets who writes them to a file go on."""
+        self.answer(document(replace(HEALTHY, groups=(WAITING,))))
+        result = self.run_command("--metrics")
+        self.assertEqual(result.exit_code, 0)
+        self.assertIn("\npvecfs_healthy 0\n", result.output)
+        (self.directory / "health").unlink()
+        result = self.run_command("--metrics")
+        self.assertEqual(result.exit_code, 0)
+        self.assertIn("\npvecfs_up 0\n", result.output)
+
     def fails(self, says: str) -> None:
         """Nothing is printed but one line that names the socket."""
         result = self.run_command()

@@ -227,7 +227,7 @@ class FormTests(SynchronousTestCase):
         self.assertIn('pvecfs_group_mode{group="pve_dcdb_v1",mode="start-sync"} 1', lines)
         self.assertIn('pvecfs_group_synced{group="pve_dcdb_v1"} 0', lines)
         self.assertIn('pvecfs_group_synced{group="other"} 1', lines)
-        self.assertIn('pvecfs_group_waits_for{group="pve_dcdb_v1",node_id="3",name="n3"} 1', lines)
+        self.assertIn('pvecfs_group_waits_for{group="pve_dcdb_v1",node_id="3",pid="30",name="n3"} 1', lines)
         told: list[str] = []
         kinds: list[str] = []
         for line in lines:

@@ -113,11 +113,11 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual(self.outcomes[2:], [("third", -EEXIST)])
 
     def test_the_kernel_is_told_of_what_it_cannot_know(self) -> None:
-        self.propose("mount", Create(b"a"), meant=(1,))
+        self.propose("mount", Create(b"a"), meant=Meant((1,)))
         self.propose("other", Create(b"b"))
         self.store.settle()
         self.assertEqual(self.cache.changes, [(2, 3)])
-        self.assertEqual(self.cache.published, [(1, 2, (1,)), (2, 3, None)])
+        self.assertEqual(self.cache.published, [(1, 2, Meant((1,))), (2, 3, None)])
 
     def test_the_kernel_cache_hears_of_a_publication_before_it(self) -> None:
         seen: list[tuple[bool, Meant | None]] = []
@@ -127,13 +127,13 @@ class LedgerTests(SynchronousTestCase):
             return False
 
         self.patch(self.cache, "publishing", publishing)
-        self.propose("mount", Create(b"a"), meant=(1,))
+        self.propose("mount", Create(b"a"), meant=Meant((1,)))
         self.propose("other", Create(b"b"))
         self.store.settle()
         self.store.failure = StoreError(ENOSPC, "full")
         self.propose("refused", Create(b"c"))
         self.store.settle()
-        self.assertEqual(seen, [(True, (1,)), (True, None)])
+        self.assertEqual(seen, [(True, Meant((1,))), (True, None)])
 
     def test_failed_commit(self) -> None:
         self.propose("a", Create(b"a"))
@@ -243,9 +243,9 @@ class LoggedProposerTests(SynchronousTestCase):
             (Rename(b"a", b"b/{c}"), 0, "Rename a to b/{c}: 0, 2.5 ms"),
             (SetMtime(b"b\xff", 5), 0, "SetMtime b\\xff 5: 0, 2.5 ms"),
         ):
-            self.proposer.propose(change, self.outcomes.append, (1,))
+            self.proposer.propose(change, self.outcomes.append, Meant((1,)))
             proposed, acknowledge, meant = self.inner.proposed.pop()
-            self.assertEqual((proposed, meant), (change, (1,)))
+            self.assertEqual((proposed, meant), (change, Meant((1,))))
             self.clock.advance(0.0025)
             with capturedLogs() as events:
                 acknowledge(outcome)

@@ -498,6 +498,22 @@ class FailureTests(StoreTestCase):
         self.store.close_now()
         self.assertEqual(reopened(self.path).index(), tree.index())
 
+    def test_recovery_from_a_connection_of_no_use(self) -> None:
+        """Whatever it is asked for fails; a new one works."""
+
+        def fail(statement: str) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        _, made = deltas(self.tree, Create(b"f"), Create(b"g"))
+        self.store.commit_now(made[0])
+        self.connections.newest.fail = fail
+        self.assertRaises(StoreError, self.store.commit_now, made[1])
+        done: list[object] = []
+        self.store.recover(made[0].tree).addBoth(done.append)
+        settle(self.store)
+        self.assertEqual(done, [None])
+        self.store.commit_now(made[1])
+
     def test_input_output_error(self) -> None:
         def fail(statement: str) -> None:
             if statement == "COMMIT":

@@ -161,8 +161,8 @@ class Session:
 
     @property
     def open(self) -> bool:
-        """Whether there is a handle to be used."""
-        return self._connected and not self.closed
+        """Whether there is a handle to be used; not if a call has failed, though the reactor was not told of it yet."""
+        return self._connected and not self.closed and not self._closing.is_set()
 
     @property
     def over(self) -> bool:

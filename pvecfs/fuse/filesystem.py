@@ -45,6 +45,7 @@ from pvecfs.fuse.nodes import (
     link_target,
 )
 from pvecfs.fuse.requests import Finish, Waiting, backlog, finish_without_result
+from pvecfs.interfaces import Meant
 from pvecfs.log import logger
 from pvecfs.tree.admission import MAX_NAME_BYTES, Limits, room
 from pvecfs.tree.changes import Change, Create, Delete, Mkdir, Rename, SetMtime, Write
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from pvecfs.fuse.graves import Graves
     from pvecfs.fuse.invalidation import KernelCache
     from pvecfs.fuse.nodes import NodeIds
-    from pvecfs.interfaces import Backlog, INodeView, IProposer, Meant
+    from pvecfs.interfaces import Backlog, INodeView, IProposer
     from pvecfs.tree.tree import Tree
 
 _log = logger("fuse")
@@ -159,8 +160,7 @@ class FileSystem:
 
     # Handing over changes
 
-    def _propose(self, request: int, change: Change, finish: Finish, *meant: int) -> None:
-        """Hand C{change} over, and answer with C{finish}. The kernel takes it to be about the nodes C{meant}."""
+    def _propose(self, request: int, change: Change, finish: Finish, meant: Meant) -> None:
         waiting = Waiting(self._waiting, request, finish, change)
         if self._stopping:
             waiting(-EIO)
@@ -486,7 +486,7 @@ class FileSystem:
         path = self._new_path(request, parent, name)
         if path is not None:
             finish = self._finish_locked if is_lock(split(path)) else self._finish_made
-            self._propose(request, Mkdir(path), finish(parent, name), parent)
+            self._propose(request, Mkdir(path), finish(parent, name), Meant((parent,)))
 
     def _mknod(self, request: int, parent: int, name: bytes, mode: int, _device: int) -> None:
         if S_IFMT(mode) not in (0, S_IFREG):
@@ -494,7 +494,7 @@ class FileSystem:
             return
         path = self._new_path(request, parent, name)
         if path is not None:
-            self._propose(request, Create(path), self._finish_made(parent, name), parent)
+            self._propose(request, Create(path), self._finish_made(parent, name), Meant((parent,)))
 
     def _create(self, request: int, parent: int, name: bytes, _mode: int, file: Any) -> None:
         if self._alone:
@@ -517,7 +517,7 @@ class FileSystem:
                     reply_err(request, EISDIR)
                 elif flags & os.O_TRUNC and entry.data:
                     node = numbering.node_of(entry.inode)
-                    self._propose(request, Write(path, b"", 0, True), finish_existing, node)
+                    self._propose(request, Write(path, b"", 0, True), finish_existing, Meant((node,)))
                 else:
                     finish_existing(request, 0)
             elif outcome < 0:
@@ -530,7 +530,7 @@ class FileSystem:
             if outcome < 0 or not self._reply_child(request, parent, name, 0, _OPENED):
                 reply_err(request, -outcome or ENOENT)
 
-        self._propose(request, Create(path), finish, parent)
+        self._propose(request, Create(path), finish, Meant((parent,)))
 
     def _unlink(self, request: int, parent: int, name: bytes) -> None:
         path = self._path_in(request, parent, name)
@@ -540,7 +540,7 @@ class FileSystem:
             node = NOWHERE if entry is None else numbering.node_of(entry.inode)
             if entry is not None and entry.type != DT_DIR:
                 self._graves.bury(node, entry)
-            self._propose(request, Delete(path), finish_without_result, node)
+            self._propose(request, Delete(path), finish_without_result, Meant((parent, node)))
 
     _rmdir = _unlink
 
@@ -555,26 +555,22 @@ class FileSystem:
         if to is None:
             return
         tree, numbering = self._published()
-        meant = [parent, new_parent]
         replaced = tree.child(numbering.inode_of(new_parent), new_name)
-        if replaced is not None:
-            meant.append(numbering.node_of(replaced.inode))
-            if replaced.type != DT_DIR:
-                self._graves.bury(meant[-1], replaced)
+        target = NOWHERE if replaced is None else numbering.node_of(replaced.inode)
+        if replaced is not None and replaced.type != DT_DIR:
+            self._graves.bury(target, replaced)
         entry = tree.child(numbering.inode_of(parent), name)
-        node = None if entry is None else numbering.node_of(entry.inode)
-        # The kernel moves what it knows by that name. It may not have been told yet that this is another file now.
-        if node is not None and (self._alone or not self._kernel.is_to_forget(parent, name)):
-            meant.append(node)
+        node = NOWHERE if entry is None else numbering.node_of(entry.inode)
+        meant = Meant((parent, new_parent, node, target), (parent, name), (new_parent, new_name))
 
         def finish(request: int, outcome: int) -> None:
             # Modes depend on the place, and the time is new; the kernel thinks that only the ctime is. It takes no
             # lock for this, so any thread may tell it.
-            if outcome >= 0 and node is not None:
+            if outcome >= 0 and node != NOWHERE:
                 self._kernel.attributes_changed(node)
             finish_without_result(request, outcome)
 
-        self._propose(request, Rename(path, to), finish, *meant)
+        self._propose(request, Rename(path, to), finish, meant)
 
     def _write(self, request: int, node: int, pointer: int, size: int, offset: int, file: Any) -> None:
         if node >= FIRST_COMPUTED:
@@ -604,7 +600,7 @@ class FileSystem:
         if offset + size > MAX_FILE_BYTES:
             finish(request, -EFBIG)
         else:
-            self._propose(request, Write(path, ctypes.string_at(pointer, size), offset), finish, node)
+            self._propose(request, Write(path, ctypes.string_at(pointer, size), offset), finish, Meant((node,)))
 
     def _write_document(self, request: int, node: int, data: bytes, offset: int) -> None:
         name = self._documents.name(node)
@@ -658,7 +654,9 @@ class FileSystem:
         else:
             self._reply_entry_attributes(request, tree, entry, node, 0)
             return
-        self._propose(request, change, self._finish_attributes(node, numbering.node_of(entry.parent), entry), node)
+        directory = numbering.node_of(entry.parent)  # a lock's, if this is its release
+        finish = self._finish_attributes(node, directory, entry)
+        self._propose(request, change, finish, Meant((node, directory)))
 
     def _fsync(self, request: int, _node: int, _data_only: int, _file: int | None) -> None:
         self._synchronise(request)

@@ -30,6 +30,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from errno import EINVAL, ENODEV, ENOENT
 from threading import Condition, Lock
 from typing import TYPE_CHECKING
@@ -189,7 +190,7 @@ class KernelCache:
     def publishing(self, before: Tree, delta: Delta, meant: Meant | None) -> bool:
         shown = self.shown
         if meant is not None:
-            if self._alone or self._is_about(before, delta, meant):
+            if self._alone or (self._is_about(before, delta, meant.nodes) and not self._moves_unknown(meant)):
                 if shown.by_node:
                     numbering = self._nodes.published()[1]
                     for entry in delta.stored:
@@ -219,18 +220,40 @@ class KernelCache:
             shown.keep(files)
         return True
 
-    def _is_about(self, before: Tree, delta: Delta, meant: Meant) -> bool:
-        """Whether C{delta} changes just what the kernel has C{meant}. Changes go by names, and another node may have
-        put something else there first."""
+    def _is_about(self, before: Tree, delta: Delta, nodes: tuple[int, ...]) -> bool:
+        """Whether C{delta} changes just C{nodes}, which the kernel has meant. Changes go by names, and another node may
+        have put something else there first."""
         node_of = self._nodes.published()[1].node_of
         for entry in delta.stored:
             old = before.entry(entry.inode)
-            if old is not None and node_of(entry.inode) not in meant:
+            changed: tuple[int, ...]
+            if old is None:
+                changed = (entry.parent,)
+            elif (old.parent, old.name) == (entry.parent, entry.name):
+                changed = (entry.inode,)
+            else:
+                changed = (entry.inode, entry.parent, old.parent)
+            if any(node_of(inode) not in nodes for inode in changed):
                 return False
-            comes = old is None or old.parent != entry.parent or old.name != entry.name
-            if comes and node_of(entry.parent) not in meant:
+        for inode in delta.deleted:
+            old = before.entry(inode)
+            if old is None or node_of(inode) not in nodes or node_of(old.parent) not in nodes:
                 return False
-        return all(node_of(inode) in meant for inode in delta.deleted)
+        return True
+
+    def _moves_unknown(self, meant: Meant) -> bool:
+        """Whether the kernel moves what it knows by a name of which it was not told yet that it leads elsewhere. It has
+        held the directory's lock since before it asked for that, so nobody can have told it since. What was published
+        before is queued by now: by this thread."""
+        if meant.moves is None:
+            return False
+        directory, name = meant.moves
+        with self._lock:
+            for works in (self._pending, self._busy):
+                work = works.get(directory)
+                if _EVERYTHING in works or (work is not None and name in work.names):
+                    return True
+        return False
 
     def _misled(self, meant: Meant) -> None:
         """The kernel believes that C{meant} has changed, and will put its answer there: a name that it moves leads to
@@ -241,11 +264,14 @@ class KernelCache:
         if not self._prepared:
             self._prepare()
         elif self._epochs:
-            self._next_epoch()
+            with suppress(OSError):  # the mount is gone
+                self._next_epoch()
         with self._lock:
-            for node in meant:
+            for node in meant.nodes:
                 work = self._work(node)
                 work.attributes = work.data = True
+            if meant.to is not None:
+                self._name(*meant.to)
             self._wake_a_lane()
 
     def changed(self, before: Tree, after: Tree, delta: Delta) -> None:
@@ -358,16 +384,6 @@ class KernelCache:
             with self._lock:
                 self._name(parent, name)
                 self._wake_a_lane()
-
-    def is_to_forget(self, parent: int, name: bytes) -> bool:
-        """Whether the kernel may still take C{name} in the directory of node C{parent}, whose lock it holds for the
-        caller, for what it was before."""
-        with self._lock:
-            for works in (self._pending, self._busy):
-                work = works.get(parent)
-                if _EVERYTHING in works or (work is not None and name in work.names):
-                    return True
-        return False
 
     def forget_pages(self, node: int, then: Then) -> None:
         """Take back the pages of C{node}, a listing or a special file's content, before what waits for lanes, and call

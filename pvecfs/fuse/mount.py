@@ -188,9 +188,12 @@ class FuseMount(Service):
             return
         if intake.failure:
             _log.error("/dev/fuse: {reason}", reason=os.strerror(intake.failure))
-        mounted = mountpoint.find_mounted(self._place)
-        # An aborted connection (umount -f of a mount that is in use) looks like an unmounted one, but for that.
-        self._mounted = mounted is not None and mounted.connection == self._connection
+        try:
+            mounted = mountpoint.find_mounted(self._place)
+            # An aborted connection (umount -f of a mount that is in use) looks like an unmounted one, but for that.
+            self._mounted = mounted is not None and mounted.connection == self._connection
+        except OSError as failure:
+            _log.error("{file}: {reason}", file=mountpoint.MOUNTINFO, reason=failure.strerror)  # it may be there still
         what = "is broken" if self._mounted else "was taken away"
         _log.critical("the mount at {place} {what}", place=self._place, what=what)
         self._files.stop()

@@ -163,7 +163,10 @@ class IpcService(Service):
         # itself, but for the client.
         failed = self._connections.pop(connection, None)
         if failed is not None:
-            _log.warn("IPC client of pid {pid} got no shared memory: is /dev/shm full?", pid=failed.peer.pid)
+            _log.warn(
+                "IPC client of pid {pid} went away while it connected, or got no memory in /dev/shm",
+                pid=failed.peer.pid,
+            )
 
     def _message_process(self, connection: int, data: int, size: int) -> int:
         try:

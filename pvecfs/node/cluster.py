@@ -229,8 +229,11 @@ class GroupService(Service):
 
     @property
     def unsent(self) -> Backlog:
-        """The messages that corosync did not take yet. A leader's updates that are not made yet count as one."""
-        return Backlog(len(self._unsent), self._unsent[0].since) if self._unsent else Backlog()
+        """The messages that were not sent yet, and since when corosync has taken none. A leader's updates that are not
+        made yet count as one; what the connection has taken to send it in pieces is not counted."""
+        if not self._unsent:
+            return Backlog()
+        return Backlog(len(self._unsent), max(self._unsent[0].since, self._last_sent))
 
     def monotonic(self) -> float:
         """Seconds of the clock that never jumps: deadlines are told by it. (A reactor's own clock may jump; a delayed

@@ -120,7 +120,7 @@ class GroupHealth:
     @ivar left_because: why the group was left last, until it is synced again.
     @ivar unsent: messages that corosync did not take yet.
     @ivar delivered: messages, since the start; so are C{synchronisations} that began, and C{departures} from the group
-        for a reason.
+        that this node decided on.
     """
 
     name: str
@@ -278,7 +278,7 @@ def _group(group: GroupService, names: dict[int, str], now: float) -> GroupHealt
         name = names.get(member.node_id, "")
         return MemberHealth(*member, name, member in machine.synced, machine.in_quorum(member))
 
-    present = {member.node_id for member in machine.members}
+    present = {member.node_id for member in machine.members} or names.keys()
     return GroupHealth(
         name=machine.group_name,
         mode=machine.mode.value,

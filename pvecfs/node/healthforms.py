@@ -142,13 +142,14 @@ def _modes(document: Document) -> Sequence[Sample]:
 
 def _waits_for(document: Document) -> Sequence[Sample]:
     return [
-        ({"group": group["name"], "node_id": member["node_id"], "name": member["name"]}, 1)
+        ({"group": group["name"], "node_id": member["node_id"], "pid": member["pid"], "name": member["name"]}, 1)
         for group in document["groups"]
         for member in group["waits_for"]
     ]
 
 
 METRICS = (
+    Metric("up", "gauge", "1: the daemon answers.", lambda document: [({}, 1)]),
     Metric("info", "gauge", "What runs here.", _info),
     Metric("healthy", "gauge", "1: there are no problems.", lambda document: [({}, not document["problems"])]),
     Metric("problems", "gauge", "Number of problems.", lambda document: [({}, len(document["problems"]))]),
@@ -214,7 +215,7 @@ METRICS = (
     Metric(
         "group_departures_total",
         "counter",
-        "Times that the group was left because something was wrong.",
+        "Times that this node left the group as something was wrong, connections that corosync ended not counted.",
         _each_group(lambda group: group["departures"]),
     ),
 )
@@ -230,6 +231,10 @@ def metrics(document: Document) -> str:
             lines += [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"]
             lines += [f"{name}{_labels(labels)} {float(value):.15g}" for labels, value in samples]
     return "\n".join(lines) + "\n"
+
+
+NO_METRICS = "# HELP pvecfs_up 1: the daemon answers.\n# TYPE pvecfs_up gauge\npvecfs_up 0\n"
+"""The numbers of a node whose daemon does not answer."""
 
 
 def _labels(labels: Labels) -> str:

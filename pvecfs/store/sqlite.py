@@ -530,6 +530,9 @@ class SqliteStore:
         """Have SQLite's lock, without which nobody writes to the log. Who reads part of a file and writes it again
         without it undoes what another program wrote in between.
 
+        If the connection is of no use any more, this goes without: that another program writes at this very moment is
+        less likely than that the node would never recover.
+
         @raise StoreError: another program has it.
         """
         connection = self._connection
@@ -539,12 +542,15 @@ class SqliteStore:
             if connection.in_transaction:  # it failed, and so did undoing it
                 connection.execute("ROLLBACK")
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            finally:
-                connection.execute("ROLLBACK")
         except rows.ERRORS as error:
-            raise rows.error_of(error, self.path) from error
+            if rows.is_busy(error):
+                raise rows.error_of(error, self.path) from error
+        try:
+            yield
+        finally:
+            with suppress(*rows.ERRORS):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
     def _sync_database(self) -> None:
         """After a checkpoint that others kept from the log's end: SQLite syncs none but a whole one. Nor does the next
