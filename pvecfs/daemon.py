@@ -100,6 +100,7 @@ class Cluster:
 
     @param realtime: of the threads that send to a group, and when we fall behind it.
     @ivar proposer: proposes changes to the cluster.
+    @ivar host_conf: keeps the host's corosync.conf.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Cluster:
         self._ledger = ledger
         self._view = view
         self._status = status
-        self._host_conf = host_conf
+        self.host_conf = host_conf
         self._realtime = realtime
         self._corosync = CorosyncServices(reactor, self, self)
         replica = TreeReplica(ledger.newest, locks)
@@ -172,7 +173,7 @@ class Cluster:
         """Connect, when corosync is there, and stay connected. The host's corosync.conf is brought in step."""
         entry = self._ledger.newest.lookup(TREE_NAME)
         if entry is not None:
-            self._host_conf.bring_in_step(entry.data)
+            self.host_conf.bring_in_step(entry.data)
         # The first synchronisation asks for it. For 100,000 entries it takes 0.15 s, and now nobody waits for us.
         self._ledger.newest.index()
         self._corosync.startService()
@@ -357,6 +358,7 @@ class NodeService(Service):
             lambda: mount.backlog,
             lambda: store.log_bytes,
             lambda: 0 if ipc is None else ipc.connection_count,
+            None if cluster is None else cluster.host_conf,
         )
         health_socket = HealthSocket(self._reactor, run, group, health.document)
         health_socket.startService()

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from pvecfs.errors import CorosyncUnavailable
 from pvecfs.interfaces import Backlog
 from pvecfs.node.health import (
+    ConfHealth,
     DatabaseHealth,
     GroupHealth,
     Health,
@@ -74,6 +75,7 @@ HEALTHY = Health(
     nodes_known=True,
     tree=TreeHealth(17, 5, 1024 * 1024, 100, 128 * 1024 * 1024),
     database=DatabaseHealth("/state/config.db", "process", "", 4096),
+    conf=ConfHealth(3, 3, 60.0),
     groups=(GROUP,),
     changes=Waits(),
     requests=Waits(),
@@ -113,12 +115,21 @@ class ProblemTests(SynchronousTestCase):
         self.assertEqual(
             found,
             [
-                "the database refuses changes, this node is read-only: ENOSPC",
+                "the database refuses changes: ENOSPC",
                 "no quorum: nothing can be changed on this node",
                 "group pve_dcdb_v1 is not synchronised for 6 s: waiting for n3 (node 3, pid 30)",
                 "the cluster's list of nodes is not known: corosync has not told it",
             ],
         )
+
+    def test_configuration_of_corosync(self) -> None:
+        """It may read a new one a few seconds later. What is not known is no problem."""
+        (found,) = self.of(conf=ConfHealth(3, 2, 10.0))
+        self.assertEqual(
+            found, "corosync runs with version 2 of its configuration, the cluster's corosync.conf is version 3"
+        )
+        for conf in ConfHealth(3, 2, 9.0), ConfHealth(3, 0, 60.0), ConfHealth(0, 2, 60.0), ConfHealth(3, 3, 60.0):
+            self.assertEqual(self.of(conf=conf), [])
 
     def test_synchronisation(self) -> None:
         """It may take a few seconds."""

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LimitedHistoryLogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from pvecfs.node.hostconf import RELOAD_COMMAND, RELOAD_DELAY, HostConfiguration, configuration_version
+from pvecfs.node.hostconf import RELOAD_COMMAND, RELOAD_DELAY, RETRY_INTERVAL, HostConfiguration, configuration_version
 
 
 def conf(version: int, note: str = "") -> bytes:
@@ -56,6 +56,21 @@ class HostConfigurationTests(SynchronousTestCase):
         self.assertEqual(self.commands, [])
         self.clock.advance(RELOAD_DELAY)
         self.assertEqual(self.commands, [RELOAD_COMMAND])
+
+    def test_tried_again(self) -> None:
+        """What failed is tried again, but for what is outdated."""
+        self.path.mkdir()
+        self.host.bring_in_step(conf(3))
+        self.host.tree_changed(conf(4), reload=True)
+        self.assertEqual(self.host.version, 4)
+        self.path.rmdir()
+        self.path.write_bytes(conf(2))
+        self.clock.advance(RETRY_INTERVAL)
+        self.assertEqual(self.path.read_bytes(), conf(4))
+        self.clock.advance(RELOAD_DELAY)
+        self.assertEqual(self.commands, [RELOAD_COMMAND])
+        self.clock.advance(10 * RETRY_INTERVAL)
+        self.assertEqual((self.path.read_bytes(), self.commands), (conf(4), [RELOAD_COMMAND]))
 
     def test_same_version_other_content_replaces(self) -> None:
         self.path.write_bytes(conf(3, "old"))

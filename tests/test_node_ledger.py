@@ -160,6 +160,31 @@ class LedgerTests(SynchronousTestCase):
         self.assertEqual(self.outcomes[4:], [("e", 0)])
         self.assertEqual(self.store.stored().index(), self.view.tree.index())
 
+    def test_refused_again_and_again(self) -> None:
+        """A database that takes what is tried, and refuses what comes then, is tried again ever later."""
+        waited = []
+        for _ in range(8):
+            self.store.failure = StoreError(ENOSPC, "full")
+            self.propose("too much", Create(b"a"))
+            self.store.settle()
+            self.assertEqual((self.ledger.writable, self.ledger.doubt), (False, ENOSPC))
+            self.store.failure = None
+            waited.append(0)
+            while not self.ledger.writable:
+                self.reactor.advance(RECOVERY_INTERVAL)
+                waited[-1] += round(RECOVERY_INTERVAL)
+            self.assertEqual(self.ledger.doubt, ENOSPC)  # nothing was committed yet
+        self.assertEqual(waited, [2, 4, 8, 16, 32, 60, 60, 60])
+        self.propose("enough", Create(b"a"))
+        self.store.settle()
+        self.assertEqual(self.ledger.doubt, 0)
+        self.store.failure = StoreError(ENOSPC, "full")
+        self.propose("too much", Create(b"b"))
+        self.store.settle()
+        self.store.failure = None
+        self.reactor.advance(RECOVERY_INTERVAL)
+        self.assertTrue(self.ledger.writable)
+
     def test_modes_follow_quorum_and_database(self) -> None:
         changes: list[bool] = []
         self.view.modes_changed = lambda: changes.append(self.view.quorate)

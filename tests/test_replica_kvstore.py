@@ -245,11 +245,24 @@ class OthersValues(Case):
 
     def test_unknown_nodes_are_ignored(self) -> None:
         self.in_cluster()
-        self.assertEqual(self.deliver(update(b"k", b"x"), Member(9, 9)), ())
-        self.assertEqual(self.deliver(update(b"nodeip", b"x\0"), Member(9, 9)), ())
-        self.assertEqual(self.deliver(update(b"rrd/a", b"x\0"), Member(9, 9)), ())
+        before = self.replica.snapshot.clinfo, self.members()
+        for change in update(b"k", b"x"), update(b"nodeip", b"x\0"), update(b"rrd/a", b"x\0"):
+            self.deliver(change, Member(9, 9))
         self.assertEqual(self.versions(), {"n1": {}})
+        self.assertEqual((self.replica.snapshot.clinfo, self.members()), before)
         self.assertEqual(len(self.replica.snapshot.rrd), 0)
+        self.replica.configuration_read(CONFIGURATION)
+        self.assertEqual(self.replica.snapshot.addresses, ())
+
+    def test_values_before_the_new_configuration(self) -> None:
+        """A node is added, and heard of sooner than the new node list is read."""
+        self.in_cluster()
+        self.deliver(update(b"k", b"x"), Member(9, 9))
+        self.deliver(update(b"nodeip", b"10.0.0.9\0"), Member(9, 9))
+        nodes = (*CONFIGURATION.nodes, NodeInfo(9, b"n9"))
+        self.replica.configuration_read(ClusterConfiguration(b"lab", 2, nodes))
+        self.assertEqual(self.replica.value(b"k", b"n9"), b"x")
+        self.assertEqual(self.members()["n9"]["ip"], "10.0.0.9")
 
     def test_values_before_the_configuration(self) -> None:
         """The group can be joined before the node list was read: what the others tell then, they tell only once."""

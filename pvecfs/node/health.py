@@ -17,11 +17,13 @@ from pvecfs.tree.quoting import printable
 
 if TYPE_CHECKING:
     from pvecfs.node.cluster import ClusterProposer, GroupService
+    from pvecfs.node.hostconf import HostConfiguration
     from pvecfs.node.ledger import Ledger
     from pvecfs.node.local import LocalProposer
     from pvecfs.node.status import StatusService
     from pvecfs.node.view import NodeView
     from pvecfs.replica.member import Member
+    from pvecfs.replica.status import ClusterConfiguration
     from pvecfs.tree.admission import Limits
 
 FORMAT = 1
@@ -29,6 +31,9 @@ FORMAT = 1
 
 PATIENCE = 5.0
 """Seconds that a synchronisation, or a program with its change, may wait before that is a problem."""
+
+CONF_PATIENCE = 10.0
+"""Seconds that corosync may take to read a new corosync.conf."""
 
 NEARLY = 0.9
 """Part of a limit from which on we are close to it."""
@@ -67,7 +72,7 @@ class TreeHealth:
 class DatabaseHealth:
     """The database.
 
-    @ivar refuses: name of the errno for which it takes no changes; empty: it takes them.
+    @ivar refuses: name of the errno for which it refused the last change; empty: it takes them.
     @ivar log_bytes: about how many bytes its log holds.
     """
 
@@ -75,6 +80,20 @@ class DatabaseHealth:
     durability: str
     refuses: str
     log_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfHealth:
+    """Versions (C{config_version}) of corosync's configuration; 0 while one is not known.
+
+    @ivar tree: of the cluster's corosync.conf.
+    @ivar corosync: of the one that corosync runs with.
+    @ivar seconds: for which the former is that.
+    """
+
+    tree: int = 0
+    corosync: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +182,7 @@ class Health:
     nodes_known: bool
     tree: TreeHealth
     database: DatabaseHealth
+    conf: ConfHealth
     groups: tuple[GroupHealth, ...]
     changes: Waits
     requests: Waits
@@ -181,6 +201,7 @@ class HealthSource:
     @param requests: gives what programs at the mount wait for.
     @param log_bytes: gives the size of the database's log.
     @param ipc_clients: gives the number of local programs that are connected.
+    @param conf: the cluster's corosync.conf.
     """
 
     def __init__(
@@ -196,6 +217,7 @@ class HealthSource:
         requests: Callable[[], Backlog],
         log_bytes: Callable[[], int],
         ipc_clients: Callable[[], int],
+        conf: HostConfiguration | None = None,
     ) -> None:
         self._facts = facts
         self._clock = clock
@@ -208,6 +230,7 @@ class HealthSource:
         self._requests = requests
         self._log_bytes = log_bytes
         self._ipc_clients = ipc_clients
+        self._conf = conf
 
     def take(self) -> Health:
         """The node's health now."""
@@ -229,7 +252,8 @@ class HealthSource:
             tree=TreeHealth(
                 tree.version, len(tree), tree.total_bytes, self._limits.max_entries, self._limits.max_bytes
             ),
-            database=DatabaseHealth(facts.database, facts.durability, _errno_name(ledger.failure), self._log_bytes()),
+            database=DatabaseHealth(facts.database, facts.durability, _errno_name(ledger.doubt), self._log_bytes()),
+            conf=_conf(self._conf, configuration, now),
             groups=tuple(_group(group, names, now) for group in self._groups),
             changes=_waits(self._proposer.backlog, now),
             requests=_waits(self._requests(), now),
@@ -263,6 +287,12 @@ def _seconds(since: float, now: float) -> float:
 
 def _errno_name(number: int) -> str:
     return errorcode.get(number, str(number)) if number else ""
+
+
+def _conf(conf: HostConfiguration | None, configuration: ClusterConfiguration | None, now: float) -> ConfHealth:
+    if conf is None:
+        return ConfHealth()
+    return ConfHealth(conf.version, 0 if configuration is None else configuration.version, _seconds(conf.since, now))
 
 
 def _waits(backlog: Backlog, now: float) -> Waits:
@@ -303,12 +333,18 @@ def problems(health: Health) -> list[str]:
     """What is wrong with the node, the worst first; empty: it is healthy."""
     found = []
     if health.database.refuses:
-        found.append(f"the database refuses changes, this node is read-only: {health.database.refuses}")
+        found.append(f"the database refuses changes: {health.database.refuses}")
     if not health.quorate:
         found.append("no quorum: nothing can be changed on this node")
     found += [problem for group in health.groups if (problem := _group_problem(group))]
     if not health.nodes_known:
         found.append("the cluster's list of nodes is not known: corosync has not told it")
+    conf = health.conf
+    if conf.tree and conf.corosync and conf.tree != conf.corosync and conf.seconds >= CONF_PATIENCE:
+        found.append(
+            f"corosync runs with version {conf.corosync} of its configuration, "
+            f"the cluster's corosync.conf is version {conf.tree}"
+        )
     found += _waiting_problems(health)
     tree = health.tree
     for used, limit, what, option in (

@@ -22,6 +22,9 @@ RELOAD_COMMAND = ("corosync-cfgtool", "-R")
 RELOAD_DELAY = 1.0
 """Seconds from the replaced file to corosync reading it: the other nodes need a moment to replace theirs."""
 
+RETRY_INTERVAL = 30.0
+"""Seconds until the file is tried again that could not be replaced."""
+
 _MOST_DIGITS = 20  # of 2^64; int() raises an error at some thousands
 
 _VERSION = re.compile(rb"config_version\s*:\s*(\d+)")
@@ -40,6 +43,8 @@ class HostConfiguration:
 
     @param in_thread: calls a function in a thread and returns a Deferred (C{deferToThread}): files may block.
     @param run: starts a command and does not wait for it.
+    @ivar version: the C{config_version} of the tree's; 0 while it is not known, or has none.
+    @ivar since: the reactor's time from which on it is that.
     """
 
     def __init__(
@@ -54,22 +59,39 @@ class HostConfiguration:
         self._in_thread = in_thread
         self._run = run
         self._one_at_a_time = DeferredLock()
+        self._changes = 0
+        self.version = 0
+        self.since = 0.0
 
     def bring_in_step(self, content: bytes) -> None:
         """As L{tree_changed}, at the start, before the reactor runs. It is done on return: a corosync that is started
         after us reads the file next."""
+        change = self._changed(content)
         try:
             self._replaced(self._replace(content), reload=True)
         except OSError as error:
-            self._failed(str(error))
+            self._failed(str(error), change, content, True)
+
+    def _changed(self, content: bytes) -> int:
+        """Note what the tree holds. @return: how many changes that were."""
+        self._changes += 1
+        version = configuration_version(content)
+        if version != self.version:
+            self.version, self.since = version, self._reactor.seconds()
+        return self._changes
 
     def tree_changed(self, content: bytes, reload: bool) -> Deferred[None]:
         """The tree holds C{content}: replace the host's file where that is older.
 
         @param reload: let corosync read a replaced file: the change was made on this node.
         """
+        change = self._changed(content)
         d: Deferred[int | None] = self._one_at_a_time.run(self._in_thread, self._replace, content)
-        d.addCallbacks(self._replaced, lambda failure: self._failed(failure.getErrorMessage()), callbackArgs=(reload,))
+        d.addCallbacks(
+            self._replaced,
+            lambda failure: self._failed(failure.getErrorMessage(), change, content, reload),
+            callbackArgs=(reload,),
+        )
         return d  # type: ignore[return-value]  # both callbacks return None
 
     def _replace(self, content: bytes) -> int | None:
@@ -100,5 +122,10 @@ class HostConfiguration:
         if reload and old_version:
             self._reactor.callLater(RELOAD_DELAY, self._run, RELOAD_COMMAND)
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, reason: str, change: int, content: bytes, reload: bool) -> None:
         _log.error("cannot update {path}: {reason}", path=self._path, reason=reason)
+        self._reactor.callLater(RETRY_INTERVAL, self._try_again, change, content, reload)
+
+    def _try_again(self, change: int, content: bytes, reload: bool) -> None:
+        if change == self._changes:  # else there is a newer one
+            self.tree_changed(content, reload)

@@ -33,7 +33,10 @@ class LedgerReactor(Protocol):
 
 
 RECOVERY_INTERVAL = 2.0
-"""Seconds between two attempts to write to a database that refused a commit."""
+"""Seconds between two attempts to write to a database that refused a commit. Twice as many after each further refusal
+without a commit in between: it took the little that was tried, and the cluster has synchronised for nothing."""
+
+MAX_RECOVERY_INTERVAL = 60.0
 
 
 @implementer(IKernelCache)
@@ -78,6 +81,7 @@ class Ledger:
         self.newest: Tree = view.tree
         self.writable = True
         self.refusals = 0
+        self._in_a_row = 0
         self.kernel_cache: IKernelCache = NoKernelCache()
         self.listener: ILedgerListener = NoLedgerListener()
         self._reactor = reactor
@@ -95,6 +99,11 @@ class Ledger:
     def failure(self) -> int:
         """The errno for which the database refuses commits, or 0."""
         return 0 if self.writable else self._failure
+
+    @property
+    def doubt(self) -> int:
+        """The errno for which it refused the last commit, or 0: it has taken one since, or all."""
+        return self._failure if self._in_a_row else 0
 
     def commit(
         self, delta: Delta, acknowledge: Acknowledge | None = None, outcome: int = 0, meant: Meant | None = None
@@ -147,6 +156,7 @@ class Ledger:
     ) -> None:
         """A commit has ended. Store thread."""
         if failure is None:
+            self._in_a_row = 0
             tell = self.kernel_cache.publishing(before, delta, meant)
             self._view.tree = delta.tree
             if tell:
@@ -170,12 +180,17 @@ class Ledger:
             return
         self.writable = False
         self.refusals += 1
+        self._in_a_row += 1
         self._failure = errno_of(failure)
         self.newest = self._view.tree
         self._view.writable_changed(False)
         _log.critical("the database refuses changes, this node is read-only: {reason}", reason=failure)
         self.listener.commit_failed(self._failure, self.newest)
-        self._reactor.callLater(RECOVERY_INTERVAL, self._try_again)
+        self._try_again_later()
+
+    def _try_again_later(self) -> None:
+        delay = RECOVERY_INTERVAL * 2 ** min(max(self._in_a_row, 1) - 1, 10)
+        self._reactor.callLater(min(delay, MAX_RECOVERY_INTERVAL), self._try_again)
 
     def _try_again(self) -> None:
         def succeeded(_: None) -> None:
@@ -186,7 +201,7 @@ class Ledger:
 
         def failed(reason: object) -> None:
             _log.debug("the database still refuses changes: {reason}", reason=reason)
-            self._reactor.callLater(RECOVERY_INTERVAL, self._try_again)
+            self._try_again_later()
 
         recovering: Deferred[None] = self._store.recover(self._view.tree)
         recovering.addCallbacks(succeeded, failed)

@@ -297,17 +297,16 @@ class StatusReplica:
     def _value_arrived(self, update: ValuePayload, sender: Member, now: Instant) -> Sequence[Effect]:
         """A value of another node. What it would not have been allowed to set is dropped."""
         key, value, node_id = update.key, update.value, sender.node_id
-        if self._configuration is not None and node_id not in self._names:
-            # Before, nobody is known: the others send all they have as soon as we join, which may be sooner, and only
-            # once. What turns out to be of no node is dropped when the configuration is read.
-            return ()
+        # A new node's name may be read later than its values come, which it sends once only. So they are kept, and not
+        # shown; what turns out to be of no node is dropped when the configuration is read.
+        unknown = self._configuration is not None and node_id not in self._names
         if key == NODE_ADDRESS:
             if not is_address(value) or self._addresses.get(node_id) == _text(value):
                 return ()
             self._addresses[node_id] = _text(value)
-            self._clinfo += 1
+            self._clinfo += not unknown
         elif key.startswith(RRD_PREFIX):
-            if not is_rrd_line(value):
+            if unknown or not is_rrd_line(value):
                 return ()
             return (self._rrd_arrived(key, value, now), self._publish())
         elif len(value) > MAX_VALUE:
