@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from threading import Thread
 from typing import Any
 
 from tests.fuse_support import MountCase, get, put
@@ -108,6 +109,47 @@ class CrossingTests(CrossingCase):
             self.told()
             self.assertEqual(os.listdir(self.in_place(d)), ["x"])
             self.assertTrue(os.path.exists(self.in_place(f"{d}/x")))
+
+    def while_it_waits(self, request: Callable[[], object], *change: Any) -> None:
+        """Make C{request}; while it waits for the cluster, another node's C{change} comes, and somebody reads C{f}."""
+        get(self.in_place("f"))  # the kernel holds the locks of pages that it does not know
+        self.node.ask("stuck", True)
+        asking = Thread(target=request, daemon=True)
+        asking.start()
+        end = time.monotonic() + 10
+        while not self.node.ask("state")["late"]:
+            self.assertLess(time.monotonic(), end)
+        kind, name, *rest = change
+        self.node.remote(kind, self.in_tree(name), *rest)
+        get(self.in_place("f"))
+        self.node.ask("stuck", False)
+        asking.join(10)
+        self.assertFalse(asking.is_alive())
+        self.told()
+
+    def test_read_while_a_write_waits(self) -> None:
+        """Pages that are read then are without what is written."""
+        put(self.in_place("f"), b"original content")
+        with open(self.in_place("f"), "r+b", buffering=0) as file:
+            for content, expected in (b"Rr", b"LOCAL"), (b"of another node", b"LOCALother node"):
+                self.while_it_waits(partial(os.pwrite, file.fileno(), b"LOCAL", 0), "write", "f", content, 0, True)
+                self.assertEqual(get(self.in_place("f")), expected)
+
+    def test_read_while_a_truncation_waits(self) -> None:
+        put(self.in_place("f"), b"abc")
+        with open(self.in_place("f"), "r+b", buffering=0) as file:
+            self.while_it_waits(partial(os.ftruncate, file.fileno(), 3), "write", "f", b"0123456789")
+            os.pwrite(file.fileno(), b"Z", 9)
+        self.assertEqual(get(self.in_place("f")), b"012" + bytes(6) + b"Z")
+
+    def test_deleted_with_what_it_had(self) -> None:
+        """A handle goes on to show what the file had when it was deleted, not when that was asked for."""
+        put(self.in_place("f"), b"O" * 400_000)
+        with open(self.in_place("f"), "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            self.while_it_waits(partial(os.unlink, self.in_place("f")), "write", "f", b"R" * 400_000)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self.assertEqual(set(os.pread(file.fileno(), 400_000, 0)), set(b"R"))
 
     def test_mapped_write_is_committed_by_close(self) -> None:
         """Also on a descriptor that has created the file."""

@@ -604,7 +604,7 @@ class PublicationTests(unittest.SynchronousTestCase):
         self.assertEqual(self.answers.pop(), errno.ENOENT)
         finish_setattr(0, 0)
         attributes = ATTR_OUT.unpack(self.answers.pop())
-        self.assertEqual((attributes[3], attributes[4], attributes[12] & 0o170000), (self.mine, 0, 0o100000))
+        self.assertEqual((attributes[3], attributes[4], attributes[12] & 0o170000), (self.mine, 4, 0o100000))
 
     def test_listing_numbers(self) -> None:
         self.files._readdir(0, 5, 4096, 0, None)

@@ -344,6 +344,25 @@ class KernelCacheTests(unittest.SynchronousTestCase):
                 rest = tuple(node for node in nodes if node != left_out)
                 self.assertTrue(self.tells(change, Meant((*rest, 99))), (change, left_out))
 
+    def test_deleted_files_before_the_publication(self) -> None:
+        """A read finds the file in the tree or in its grave, at any moment, whoever deletes it."""
+        f = self.node(b"f")
+        for meant in None, Meant((1, f)):
+            self.graves.forget(f)
+            before = self.view.tree
+            self.cache.publishing(before, before.apply(Delete(b"f"), 1, 9).delta, meant)
+            self.assertIs(self.graves.find(f), before.lookup(b"f"))
+
+    def test_links_are_told_again(self) -> None:
+        """A first lookup of one may be in flight when quorum changes: it is over when the root's lock is free."""
+        self.start()
+        self.cache.modes_changed()
+        told = self.drain()
+        barrier = told.index((1, invalidation._BARRIER))
+        for link in LINKS.values():
+            self.assertIn((link, "attributes"), told[:barrier])
+            self.assertIn((link, "attributes"), told[barrier:])
+
     def test_name_that_is_not_told_yet(self) -> None:
         """The kernel moves what it knew by it: something else, whatever the tree has there when it asks."""
         self.apply(Create(b"new"))

@@ -129,6 +129,8 @@ class FileSystem:
         self._asked = kernel.shown.recent.append
         self._documents = FrozenDocuments(view.document)
         self._listings = ListingCache()
+        # Files whose content is being changed here, and that nobody has read since; see L{_unless_read}.
+        self._unread: dict[int, object] = {}
         self._waiting: set[Waiting] = set()
         self._stopping = False
 
@@ -291,7 +293,7 @@ class FileSystem:
             # The release of a lock that has expired: it succeeds, and the directory is gone. Or somebody else has
             # removed it since.
             self._kernel.forget_name(parent, old.name)
-            self._reply_attributes(request, self._attributes.of_gone(Entry(0, 0, 0, 0, 0, old.type, b""), node), 0)
+            self._reply_attributes(request, self._attributes.of_gone(self._graves.find(node) or old, node), 0)
 
         return finish
 
@@ -412,6 +414,8 @@ class FileSystem:
         if node >= FIRST_COMPUTED:
             data = self._documents.content(node)
         else:
+            if self._unread:
+                self._unread.pop(node, None)
             self._asked(node)
             entry = self._find(node)[1] or self._graves.find(node)
             entry = self._shown_instead(node) or entry
@@ -600,7 +604,8 @@ class FileSystem:
         if offset + size > MAX_FILE_BYTES:
             finish(request, -EFBIG)
         else:
-            self._propose(request, Write(path, ctypes.string_at(pointer, size), offset), finish, Meant((node,)))
+            change = Write(path, ctypes.string_at(pointer, size), offset)
+            self._propose(request, change, self._unless_read(node, finish), Meant((node,)))
 
     def _write_document(self, request: int, node: int, data: bytes, offset: int) -> None:
         name = self._documents.name(node)
@@ -656,7 +661,27 @@ class FileSystem:
             return
         directory = numbering.node_of(entry.parent)  # a lock's, if this is its release
         finish = self._finish_attributes(node, directory, entry)
+        if wanted & lowlevel.SET_SIZE:
+            finish = self._unless_read(node, finish)
         self._propose(request, change, finish, Meant((node, directory)))
+
+    def _unless_read(self, node: int, finish: Finish) -> Finish:
+        """C{finish} for a change of the content of C{node}; and the kernel forgets what was read meanwhile.
+
+        The pages that we are asked to write to are in the kernel as they will be. But another node's change can have
+        them dropped before ours is published: who reads then gets, and the kernel keeps, what is without ours. In local
+        mode nothing drops them.
+        """
+        if self._alone:
+            return finish
+        mark = self._unread[node] = object()
+
+        def finish_and_forget(request: int, outcome: int) -> None:
+            finish(request, outcome)
+            if self._unread.pop(node, None) is not mark:
+                self._kernel.forget_content(node)
+
+        return finish_and_forget
 
     def _fsync(self, request: int, _node: int, _data_only: int, _file: int | None) -> None:
         self._synchronise(request)

@@ -189,6 +189,8 @@ class KernelCache:
 
     def publishing(self, before: Tree, delta: Delta, meant: Meant | None) -> bool:
         shown = self.shown
+        if not self._alone:
+            self._bury(before, delta, self._nodes.published()[1])
         if meant is not None:
             if self._alone or (self._is_about(before, delta, meant.nodes) and not self._moves_unknown(meant)):
                 if shown.by_node:
@@ -241,6 +243,14 @@ class KernelCache:
                 return False
         return True
 
+    def _bury(self, before: Tree, delta: Delta, known: Numbering) -> None:
+        """Keep what the deleted files have that the kernel knows. Before the publication, so that a read finds either
+        the tree's or the grave's; and after it, since the kernel may have come to know one meanwhile."""
+        for inode in delta.deleted:
+            entry, node = before.entry(inode), known.node_of(inode)
+            if entry is not None and entry.type != DT_DIR and node in self.given:
+                self._graves.bury(node, entry)
+
     def _moves_unknown(self, meant: Meant) -> bool:
         """Whether the kernel moves what it knows by a name of which it was not told yet that it leads elsewhere. It has
         held the directory's lock since before it asked for that, so nobody can have told it since. What was published
@@ -285,11 +295,7 @@ class KernelCache:
         if not self._running:
             return
         deleted = [(inode, entry) for inode in delta.deleted if (entry := before.entry(inode)) is not None]
-        given = self.given
-        for inode, entry in deleted:
-            node = known.node_of(inode)
-            if entry.type != DT_DIR and node in given:
-                self._graves.bury(node, entry)
+        self._bury(before, delta, known)
         unknown = {entry.inode for entry in delta.stored if self._is_unknown(numbering.node_of(entry.inode))}
         with self._lock:
             for one in exchanged.values():
@@ -586,6 +592,8 @@ class KernelCache:
             self._entry(node, _BARRIER)
             tree, numbering = self._nodes.published()
             self._attributes(tree.children(numbering.inode_of(node)).values(), numbering)
+            if node == lowlevel.ROOT_NODE:
+                self._links()
 
     def _forget_content(self, node: int, parents: Iterable[int], generation: int) -> None:
         """Take back the pages and attributes of C{node}, then show the content of C{generation}, or a newer one.
@@ -644,8 +652,7 @@ class KernelCache:
             self._forget_content(node, {node_of(known.parent)} if known is not None else (), generation)
 
     def _perform_modes(self, work: _Work) -> None:
-        for link in LINKS.values():
-            self._inode(link, -1)
+        self._links()
         tree, numbering = self._nodes.published()
         self._attributes((entry.inode for entry in tree.entries()), numbering)
         # Once more for what is being looked up at this moment. It can wait for locks, so it is the lanes' work.
@@ -661,6 +668,10 @@ class KernelCache:
                 again.then.append(countdown)
             work.then = []
             self._wake_a_lane()
+
+    def _links(self) -> None:
+        for link in LINKS.values():
+            self._inode(link, -1)
 
     def _attributes(self, inodes: Iterable[int], numbering: Numbering) -> None:
         for inode in inodes:
