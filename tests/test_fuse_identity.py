@@ -21,6 +21,7 @@ from pvecfs.fuse.graves import Graves
 from pvecfs.fuse.invalidation import KernelCache
 from pvecfs.fuse.lowlevel import ATTR_OUT, DIRENT, ENTRY_OUT
 from pvecfs.fuse.nodes import FIRST_COMPUTED, FIRST_EXCHANGED, NOWHERE, Attributes, NodeIds, Numbering
+from pvecfs.fuse.requests import Finish
 from pvecfs.interfaces import Meant
 from pvecfs.node.ledger import Ledger
 from pvecfs.node.view import NodeView
@@ -605,6 +606,23 @@ class PublicationTests(unittest.SynchronousTestCase):
         finish_setattr(0, 0)
         attributes = ATTR_OUT.unpack(self.answers.pop())
         self.assertEqual((attributes[3], attributes[4], attributes[12] & 0o170000), (self.mine, 4, 0o100000))
+
+    def test_changes_in_a_row_are_not_read_again(self) -> None:
+        """The next one comes with the answer to the one before. What was read in between is dropped."""
+        forgotten: list[int] = []
+        self.patch(self.files._kernel, "forget_content", forgotten.append)
+        last: list[Finish] = []
+
+        def answered(_request: int, _outcome: int) -> None:
+            last.append(self.files._unless_read(self.mine, lambda request, outcome: None))
+
+        self.files._unless_read(self.mine, answered)(0, 5)
+        last.pop()(0, 5)
+        self.assertEqual(forgotten, [])
+        finish = self.files._unless_read(self.mine, lambda request, outcome: None)
+        self.files._read(0, self.mine, 4096, 0, None)
+        finish(0, 5)
+        self.assertEqual(forgotten, [self.mine])
 
     def test_listing_numbers(self) -> None:
         self.files._readdir(0, 5, 4096, 0, None)

@@ -677,8 +677,9 @@ class FileSystem:
         mark = self._unread[node] = object()
 
         def finish_and_forget(request: int, outcome: int) -> None:
+            unread = self._unread.pop(node, None) is mark  # before the answer, after which the next change comes
             finish(request, outcome)
-            if self._unread.pop(node, None) is not mark:
+            if not unread:
                 self._kernel.forget_content(node)
 
         return finish_and_forget
