@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pvecfs import __version__
-from pvecfs.node.healthforms import NO_METRICS, Document, metrics, text
+from pvecfs.node.healthforms import Document, metrics, no_metrics, text
 from pvecfs.node.host import HEALTH_SOCKET
 
 DEFAULT_RUN_DIR = "/run/pve-cluster"
@@ -87,7 +87,7 @@ def main(run_dir: str, as_json: bool, as_metrics: bool) -> None:
         if not as_metrics:
             raise
         failure.show()
-        problems, output = False, NO_METRICS
+        problems, output = False, no_metrics()
     click.echo(output, nl=False)
     if problems and not as_metrics:
         sys.exit(PROBLEMS)

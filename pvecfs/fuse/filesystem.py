@@ -194,10 +194,11 @@ class FileSystem:
 
     # Answers
 
-    def _child(self, parent: int, name: bytes) -> Entry | None:
-        """C{name} in the directory of node C{parent}, in the newest tree."""
+    def _node_at(self, parent: int, name: bytes) -> int:
+        """The node id of C{name} in the directory of node C{parent}, in the newest tree; or L{NOWHERE}."""
         tree, numbering = self._published()
-        return tree.child(numbering.inode_of(parent), name)
+        entry = tree.child(numbering.inode_of(parent), name)
+        return NOWHERE if entry is None else numbering.node_of(entry.inode)
 
     def _reply_child(
         self, request: int, parent: int, name: bytes, attributes_valid: int = FOREVER, opened: bytes = b""
@@ -539,12 +540,7 @@ class FileSystem:
     def _unlink(self, request: int, parent: int, name: bytes) -> None:
         path = self._path_in(request, parent, name)
         if path is not None:
-            tree, numbering = self._published()
-            entry = tree.child(numbering.inode_of(parent), name)
-            node = NOWHERE if entry is None else numbering.node_of(entry.inode)
-            if entry is not None and entry.type != DT_DIR:
-                self._graves.bury(node, entry)
-            self._propose(request, Delete(path), finish_without_result, Meant((parent, node)))
+            self._propose(request, Delete(path), finish_without_result, Meant((parent, self._node_at(parent, name))))
 
     _rmdir = _unlink
 
@@ -558,14 +554,8 @@ class FileSystem:
         to = self._new_path(request, new_parent, new_name)
         if to is None:
             return
-        tree, numbering = self._published()
-        replaced = tree.child(numbering.inode_of(new_parent), new_name)
-        target = NOWHERE if replaced is None else numbering.node_of(replaced.inode)
-        if replaced is not None and replaced.type != DT_DIR:
-            self._graves.bury(target, replaced)
-        entry = tree.child(numbering.inode_of(parent), name)
-        node = NOWHERE if entry is None else numbering.node_of(entry.inode)
-        meant = Meant((parent, new_parent, node, target), (parent, name), (new_parent, new_name))
+        node = self._node_at(parent, name)
+        nodes = (parent, new_parent, node, self._node_at(new_parent, new_name))
 
         def finish(request: int, outcome: int) -> None:
             # Modes depend on the place, and the time is new; the kernel thinks that only the ctime is. It takes no
@@ -574,7 +564,7 @@ class FileSystem:
                 self._kernel.attributes_changed(node)
             finish_without_result(request, outcome)
 
-        self._propose(request, Rename(path, to), finish, meant)
+        self._propose(request, Rename(path, to), finish, Meant(nodes, (parent, name), (new_parent, new_name)))
 
     def _write(self, request: int, node: int, pointer: int, size: int, offset: int, file: Any) -> None:
         if node >= FIRST_COMPUTED:

@@ -189,8 +189,7 @@ class KernelCache:
 
     def publishing(self, before: Tree, delta: Delta, meant: Meant | None) -> bool:
         shown = self.shown
-        if not self._alone:
-            self._bury(before, delta, self._nodes.published()[1])
+        self._bury(before, delta, self._nodes.published()[1])
         if meant is not None:
             if self._alone or (self._is_about(before, delta, meant.nodes) and not self._moves_unknown(meant)):
                 if shown.by_node:

@@ -148,8 +148,10 @@ def _waits_for(document: Document) -> Sequence[Sample]:
     ]
 
 
+UP = Metric("up", "gauge", "1: the daemon answers.", lambda document: [({}, 1)])
+
 METRICS = (
-    Metric("up", "gauge", "1: the daemon answers.", lambda document: [({}, 1)]),
+    UP,
     Metric("info", "gauge", "What runs here.", _info),
     Metric("healthy", "gauge", "1: there are no problems.", lambda document: [({}, not document["problems"])]),
     Metric("problems", "gauge", "Number of problems.", lambda document: [({}, len(document["problems"]))]),
@@ -223,18 +225,19 @@ METRICS = (
 
 def metrics(document: Document) -> str:
     """The numbers in the text exposition format of Prometheus. A metric without samples is left out."""
-    lines = []
-    for metric in METRICS:
-        samples = metric.samples(document)
-        if samples:
-            name = f"pvecfs_{metric.name}"
-            lines += [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"]
-            lines += [f"{name}{_labels(labels)} {float(value):.15g}" for labels, value in samples]
+    return "".join(_exposed(metric, samples) for metric in METRICS if (samples := metric.samples(document)))
+
+
+def no_metrics() -> str:
+    """The numbers of a node whose daemon does not answer."""
+    return _exposed(UP, [({}, 0)])
+
+
+def _exposed(metric: Metric, samples: Sequence[Sample]) -> str:
+    name = f"pvecfs_{metric.name}"
+    lines = [f"# HELP {name} {metric.help}", f"# TYPE {name} {metric.kind}"]
+    lines += [f"{name}{_labels(labels)} {float(value):.15g}" for labels, value in samples]
     return "\n".join(lines) + "\n"
-
-
-NO_METRICS = "# HELP pvecfs_up 1: the daemon answers.\n# TYPE pvecfs_up gauge\npvecfs_up 0\n"
-"""The numbers of a node whose daemon does not answer."""
 
 
 def _labels(labels: Labels) -> str:
